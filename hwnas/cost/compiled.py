@@ -1,0 +1,130 @@
+"""Factors compiled for computing: merged tables over label positions, evaluated and optimised."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hwnas.cost.domain import Domain
+from hwnas.cost.elimination import elimination_order, minimise
+from hwnas.cost.factor import Factor, Table, compile_tables
+from hwnas.cost.path import Step, build_path
+
+# Rows evaluated at a time, so that their columns stay in the cache.
+_ROWS = 4096
+
+
+class Compiled:
+    """A sum of factors in the form that all computations start from.
+
+    Parameters
+    ----------
+    domain : Domain
+        Labels and values.
+    factors, constraints : sequence of Factor
+        The addends, and what is allowed; their tables must fit the domain.
+    constant : float
+        What is added to every cost.
+    unit : str
+        The unit, for messages.
+    """
+
+    def __init__(
+        self,
+        domain: Domain,
+        factors: Sequence[Factor],
+        constraints: Sequence[Factor],
+        constant: float,
+        unit: str,
+    ) -> None:
+        self.domain = domain
+        self.labels = domain.labels
+        self.sizes = domain.sizes
+        self.factors = factors
+        self.unit = unit
+        tables = compile_tables(factors, domain.labels)
+        allowed = compile_tables(constraints, domain.labels)
+        #: What no choice changes: the constant given and all that turned out not to depend on any label.
+        self.constant = constant + sum(float(t.values) for t in tables if not t.scope)
+        self.tables = [table for table in tables if table.scope]
+        self.allowed_tables = [table for table in allowed if table.scope]
+        #: False where a constraint rules out everything by itself.
+        self.feasible = all(bool(t.values) for t in allowed if not t.scope)
+        #: Positions of the labels that the cost depends on.
+        self.used = sorted({p for table in self.tables for p in table.scope})
+
+    def evaluate(self, indices: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.float64]:
+        """Give the cost of every row of option indices, shape (n, n_labels)."""
+        if indices.ndim != 2 or indices.shape[1] != len(self.labels) or indices.dtype.kind not in "iu":
+            raise ValueError(
+                f"indices have shape {indices.shape} and type {indices.dtype}, "
+                f"expected integers of shape (n_samples, {len(self.labels)})"
+            )
+        costs = np.empty(len(indices))
+        for start in range(0, len(indices), _ROWS):
+            rows = np.ascontiguousarray(indices[start : start + _ROWS].T, dtype=np.intp)
+            # As unsigned numbers, negative indices are larger than any size: one pass checks both ends.
+            largest = rows.view(np.uintp).max(axis=1)
+            for p in self.used:
+                if largest[p] >= self.sizes[p]:
+                    raise ValueError(
+                        f"an index of {self.labels[p]!r} is outside 0..{self.sizes[p] - 1}: "
+                        f"found {rows[p].min()} to {rows[p].max()}"
+                    )
+            costs[start : start + _ROWS] = self.sum(rows, rows.shape[1])
+        return costs
+
+    def sum(
+        self, columns: Mapping[int, npt.NDArray[np.intp]] | npt.NDArray[np.intp], n: int
+    ) -> npt.NDArray[np.float64]:
+        """Add up the tables; ``columns[p]`` are the option indices of the label at position p, shape (n,)."""
+        total = np.full(n, self.constant)
+        for table in self.tables:
+            flat = columns[table.scope[0]]
+            for p, size in zip(table.scope[1:], table.values.shape[1:], strict=True):
+                flat = flat * size + columns[p]
+            total += table.values.reshape(-1).take(flat)
+        return total
+
+    def allowed(self, indices: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.bool_]:
+        """Tell for every row of option indices whether the constraints allow it."""
+        result = np.full(len(indices), self.feasible)
+        for table in self.allowed_tables:
+            result &= table.values[tuple(indices[:, p] for p in table.scope)]
+        return result
+
+    def optimum(self, sign: int) -> npt.NDArray[np.intp] | None:
+        """Give the option indices, shape (n_labels,), of smallest ``sign * cost``; None if there is none."""
+        forbidden = [Table(t.scope, np.where(t.values, 0.0, np.inf)) for t in self.allowed_tables]
+        tables = [*(Table(t.scope, sign * t.values) for t in self.tables), *forbidden]
+        best = minimise(tables, self._order, self.labels, self.sizes) if self.feasible else None
+        return (
+            None
+            if best is None
+            else np.array([best.get(p, 0) for p in range(len(self.labels))], dtype=np.intp)
+        )
+
+    @cached_property
+    def _order(self) -> list[int]:
+        return elimination_order([t.scope for t in (*self.tables, *self.allowed_tables)], self.sizes)
+
+    @cached_property
+    def path(self) -> list[Step]:
+        """The steps of the budget sampler."""
+        return build_path(self.tables, self.allowed_tables, self.labels, self.sizes)
+
+    @cached_property
+    def free_labels(self) -> list[int]:
+        """Positions of the labels that no cost and no constraint depends on."""
+        bound = {p for table in (*self.tables, *self.allowed_tables) for p in table.scope}
+        return [p for p in range(len(self.labels)) if p not in bound]
+
+    def format(self, cost: float, digits: int = 6) -> str:
+        """Write a cost with its unit; whole numbers in full, others to some digits."""
+        whole = abs(cost) < 1e15 and cost == round(cost)
+        number = f"{cost:,.0f}" if whole else f"{cost:,.{digits}g}"
+        return f"{number} {self.unit}".rstrip()
