@@ -11,6 +11,9 @@ import numpy.typing as npt
 
 from hwnas.errors import SampleError
 
+# Samples converted at a time, so that they stay in the cache.
+_SAMPLES = 256
+
 
 def canonical_key(value: Any) -> Hashable:
     """Give a hashable stand-in that is equal for equal values; lists and tuples of equal items are equal."""
@@ -54,7 +57,7 @@ class Domain:
             self._lookup[label] = lookup
 
     def __len__(self) -> int:
-        """The number of labels."""
+        """Give the number of labels."""
         return len(self.labels)
 
     def columns(
@@ -78,12 +81,14 @@ class Domain:
         try:
             # Sample by sample, since a dictionary that has left the cache costs more than all look-ups in it.
             get = itemgetter(*labels)
-            values = [get(sample) for sample in samples]
-            columns = zip(*values, strict=True) if len(labels) > 1 else [values]
-            return [
-                np.fromiter(map(self._lookup[label].__getitem__, column), dtype=np.intp, count=n)
-                for label, column in zip(labels, columns, strict=True)
-            ]
+            lookups = [self._lookup[label].__getitem__ for label in labels]
+            found = np.empty((len(labels), n), dtype=np.intp)
+            for start in range(0, n, _SAMPLES):
+                values = [get(sample) for sample in samples[start : start + _SAMPLES]]
+                columns = zip(*values, strict=True) if len(labels) > 1 else [values]
+                for row, lookup, column in zip(found, lookups, columns, strict=True):
+                    row[start : start + len(values)] = list(map(lookup, column))
+            return list(found)
         except (
             KeyError,
             TypeError,

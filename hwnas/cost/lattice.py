@@ -62,7 +62,10 @@ class Lattice:
             )
             total = cost + lower[step.next_state]
             lower = total.min(axis=1)
-            upper = np.where(np.isinf(total), -np.inf, cost + upper[step.next_state]).max(axis=1)
+            possible = np.isfinite(total)
+            upper = np.where(possible, np.where(possible, cost, 0.0) + upper[step.next_state], -np.inf).max(
+                axis=1
+            )
             reachable = np.isfinite(lower)
             excess = total - np.where(reachable, lower, 0.0)[:, None]
             self.excess.append(excess)

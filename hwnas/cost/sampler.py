@@ -94,9 +94,8 @@ class BudgetSampler:
             batches: list[IndexArray] = []
             missing = n
             while missing > 0:
-                batch = self._accepted(int(np.clip(1.2 * missing / self._acceptance + 4, 4, _BATCH)), rng)[
-                    :missing
-                ]
+                tries = min(int(1.2 * missing / self._acceptance) + 4, _BATCH)
+                batch = self._accepted(tries, rng)[:missing]
                 batches.append(batch)
                 missing -= len(batch)
             found = np.concatenate(batches) if batches else np.empty((0, len(self._weights)), dtype=np.intp)

@@ -145,10 +145,13 @@ class _Recursion:
         return constraints if plain else None
 
     def step(self, component: list[Mutable], partial: Partial) -> list[Mutable] | str | None:
-        """Advance a component: to a list of its active parts, or a label to decide, or None if it is
-        violated.
+        """Advance a component.
 
-        The component itself is returned if it is nothing but one label.
+        Returns
+        -------
+        list of Mutable, str or None
+            The active parts that take its place, or a label that must be decided first, or None if a
+            constraint is violated. The component itself, if it is nothing but one label.
         """
         for place, item in enumerate(component):
             own = item.own_label()

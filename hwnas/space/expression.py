@@ -27,7 +27,7 @@ class MutableExpression(Mutable):
     __hash__ = object.__hash__
 
     def leaves(self) -> list[LabeledMutable]:
-        """Return the choices that the expression depends on, each label once, in order of first appearance."""
+        """Return the choices that it depends on, each label once, in order of first appearance."""
         return list(self.simplify().values())
 
     @abstractmethod

@@ -52,9 +52,7 @@ class Mutable(ABC):
         return None
 
     def holds(self, sample: Sample) -> bool:
-        """Tell whether the condition that this mutable itself puts on a sample is met. Constraints override
-        it.
-        """
+        """Tell whether a sample meets the mutable's own condition; constraints override this."""
         return True
 
     @abstractmethod

@@ -78,7 +78,7 @@ def fresh(sample: dict[str, Any]) -> dict[str, Any]:
 def finish(sample: dict[str, Any], memo: dict[str, Any] | None) -> dict[str, Any]:
     """Note in `memo` what was decided, and return the sample."""
     if memo is not None:
-        for label, value in fresh(sample).items():
+        for label, value in sample.items():
             memo.setdefault(label, value)
     return fresh(sample)
 

@@ -59,6 +59,22 @@ def test_fractions_in_a_large_space_are_estimated_within_bounds() -> None:
     assert count.upper - count.lower < 0.1 * truth
 
 
+def test_the_estimate_is_good_where_the_bounds_are_wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hwnas.cost.counting.LEVELS", (64, 64))
+    monkeypatch.setattr("hwnas.cost.counting.ENUMERATION_LIMIT", 100)
+    rng = np.random.default_rng(1)
+    model = CostModel(
+        {f"l{i}": range(4) for i in range(9)}, [Factor((f"l{i}",), rng.random(4)) for i in range(9)]
+    )
+    costs = model.evaluate(np.indices((4,) * 9).reshape(9, -1).T)
+    low, high = np.quantile(costs, [0.3, 0.5])
+    count = model.count_within(low, high)
+    truth = np.count_nonzero((costs >= low) & (costs <= high))
+    assert count.lower < 0.9 * truth
+    assert count.upper > 1.1 * truth
+    assert count.value == pytest.approx(truth, rel=0.03)
+
+
 def test_free_labels_multiply_the_count() -> None:
     model = CostModel({"a": [1, 2, 3], "free": range(7)}, [Factor(("a",), [1.0, 2.0, 3.0])])
     assert model.count_within(high=2.0).value == 14

@@ -217,6 +217,42 @@ def test_an_empty_window_names_its_neighbours(
         assert caught.value.nearest == above
 
 
+def test_neighbours_are_exact_with_coarse_bins_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hwnas.cost.nearest.LEVELS", (12, 12))
+    rng = np.random.default_rng(2)
+    model = CostModel(
+        {f"l{i}": range(4) for i in range(6)}, [Factor((f"l{i}",), rng.random(4)) for i in range(6)]
+    )
+    costs = np.sort(model.evaluate(np.indices((4,) * 6).reshape(6, -1).T))
+    for gap in (3, 1000, 2048, 4000):
+        below, above = costs[gap : gap + 2]
+        middle = below + 0.4 * (above - below)
+        with pytest.raises(BudgetError) as caught:
+            model.sample_within(low=middle, high=middle)
+        assert caught.value.nearest == below
+        assert f"above it {above:.12g}" in str(caught.value)
+
+
+def test_dead_ends_behind_constraints_are_avoided(enumerate_model: Callable[[CostModel], Any]) -> None:
+    # b = 1 leaves no c, and a = 1 leaves only b = 1.
+    allowed = [
+        Factor(("a", "b"), [[True, True], [False, True]]),
+        Factor(("b", "c"), [[True, True], [False, False]]),
+    ]
+    model = CostModel(
+        {"a": [0, 1], "b": [0, 1], "c": [0, 1], "d": range(3)},
+        [
+            Factor(("a", "b", "c"), np.arange(8.0).reshape(2, 2, 2)),
+            Factor(("c", "d"), np.arange(6.0).reshape(2, 3)),
+        ],
+        constraints=allowed,
+    )
+    everything = enumerate_model(model)
+    _check_distribution(model, everything, None, None, None)
+    _check_distribution(model, everything, 1.0, 3.0, None)
+    assert model.count_within().value == everything.allowed.sum() == 6
+
+
 def test_a_window_too_narrow_to_decide_says_so() -> None:
     rng = np.random.default_rng(0)
     model = CostModel(

@@ -74,3 +74,19 @@ def test_too_much_to_enumerate_is_an_error(monkeypatch: pytest.MonkeyPatch) -> N
     space = MutableList([*parts, ExpressionConstraint(sum(parts[1:], parts[0]) > math.pi)])
     with pytest.raises(ValueError, match="more than 1000 combinations of labels hang together"):
         space.size()
+
+
+def test_a_label_may_have_parts_of_its_own() -> None:
+    class Owner(Categorical):
+        def sub_mutables(self, sample=None):  # type: ignore[no-untyped-def]
+            yield Categorical([1, 2, 3], label="part")
+            if sample is None or sample[self.label] == 1:
+                yield Categorical([1, 2, 3, 4], label="rare")
+
+    class Plain(Categorical):
+        def sub_mutables(self, sample=None):  # type: ignore[no-untyped-def]
+            yield Categorical([1, 2, 3], label="part")
+
+    for space, active in ((Owner([0, 1], label="own"), 3 + 3 * 4), (Plain([0, 1], label="own"), 2 * 3)):
+        assert space.size(active_only=True) == len(list(space.grid(active_only=True))) == active
+        assert space.size() == len(list(space.grid()))
