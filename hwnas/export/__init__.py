@@ -1,0 +1,17 @@
+"""Handing a model over: ONNX files, their verification against PyTorch, deploy bundles."""
+
+from __future__ import annotations
+
+from hwnas.export.bundle import Bundle, load_bundle, write_bundle
+from hwnas.export.onnx import export_many, export_onnx
+from hwnas.export.verify import Verification, verify_onnx
+
+__all__ = [
+    "Bundle",
+    "Verification",
+    "export_many",
+    "export_onnx",
+    "load_bundle",
+    "verify_onnx",
+    "write_bundle",
+]
