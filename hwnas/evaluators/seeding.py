@@ -1,0 +1,57 @@
+"""Random numbers of a fit: seeded, and apart from the caller's."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+
+
+@contextmanager
+def isolated_seed(seed: int) -> Iterator[None]:
+    """Seed the global generators of PyTorch, NumPy and Python for the block, and give them back as they were.
+
+    Parameters
+    ----------
+    seed : int
+        At least 0.
+    """
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        try:
+            yield
+        finally:
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)
+
+
+class SeedEachStep(L.Callback):
+    """Seed PyTorch before each training step from (seed, epoch, batch).
+
+    A run that stops and resumes does not draw the numbers that the uninterrupted run drew in between
+    (Lightning creates the iterators of a resumed run at another moment), so carrying a generator's state
+    along would not make the two equal. Seeding by position does.
+
+    Parameters
+    ----------
+    seed : int
+        At least 0.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Seed."""
+        entropy = np.random.SeedSequence((self.seed, trainer.current_epoch, batch_idx))
+        torch.manual_seed(int(entropy.generate_state(1, np.uint64)[0]) >> 1)
