@@ -1,0 +1,300 @@
+"""The measuring protocol: everything interleaved, in random order, round after round.
+
+Measuring one model after another on a shared machine ranks the models by the load of the moment. Here every
+round visits all models, so that each sees the quiet moments, and a canary network tells which they were.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hwnas.errors import HwnasError
+from hwnas.profilers.canary import canary_model, identity_model
+from hwnas.profilers.measurement import Measurement, SessionResult, Workload
+from hwnas.profilers.runner import Runner, choose_clock
+from hwnas.profilers.target import OrtTarget
+from hwnas.profilers.timing import canary_floor, count_quiet, split_half, summarise
+
+__all__ = ["Measurement", "SessionResult", "Workload", "measure"]
+
+Progress = Callable[[int, int], None]
+
+# Sessions alive at the same time: beyond this, models are measured in groups, to bound the memory.
+_GROUP_SIZE: Final = 400
+_GROUP_BYTES: Final = 1 << 30
+_CANARY_EVERY: Final = 16
+_WARM_UP_S: Final = 0.2
+_LEAST_VISITS: Final = 2
+
+
+@dataclass
+class _Record:
+    """The runs of one workload: when and how long."""
+
+    moments: list[float] = field(default_factory=list)
+    times: list[NDArray[np.float64]] = field(default_factory=list)
+
+    def add(self, runner: Runner) -> None:
+        self.moments.append(time.perf_counter())
+        self.times.append(runner.visit())
+
+    def array(self) -> NDArray[np.float64]:
+        return np.stack(self.times)  # (visits, windows)
+
+
+@dataclass(frozen=True)
+class _Load:
+    """How busy the machine was: the canary over time, each array of shape (canary_visits,)."""
+
+    moments: NDArray[np.float64]
+    canary: NDArray[np.float64]
+    floor: float
+
+    def beside(self, record: _Record) -> tuple[NDArray[np.float64], NDArray[np.float64], float]:
+        """Give the times of a record, the canary at the moment of each of its visits, and the floor."""
+        return record.array(), np.interp(record.moments, self.moments, self.canary), self.floor
+
+
+@dataclass
+class _Session:
+    """What the groups of a session share."""
+
+    identity: Runner
+    canary: Runner
+    rng: np.random.Generator
+    relative_error: float
+    min_visits: int
+    max_visits: int
+    prior_floor: float
+    records: dict[str, _Record]
+    identity_record: _Record = field(default_factory=_Record)
+    canary_record: _Record = field(default_factory=_Record)
+
+    verdicts: dict[str, tuple[int, bool]] = field(default_factory=dict)
+
+    def load(self) -> _Load:
+        canary = self.canary_record.array()
+        floor = min(self.prior_floor, canary_floor(canary))
+        return _Load(np.array(self.canary_record.moments), np.median(canary, axis=1), floor)
+
+    def is_finished(self, key: str, record: _Record, load: _Load) -> bool:
+        """Whether a record has reached the target error or the most visits, counting quiet visits only."""
+        times, canary, floor = load.beside(record)
+        quiet = count_quiet(canary, floor)
+        if quiet < self.min_visits or quiet >= self.max_visits:
+            return quiet >= self.max_visits
+        # The floor may fall while the session goes on, which reopens a record; otherwise the verdict stands.
+        seen, finished = self.verdicts.get(key, (0, False))
+        if quiet != seen:
+            found = summarise(times, canary, floor)
+            finished = found.stderr_ms <= self.relative_error * found.latency_ms
+            self.verdicts[key] = quiet, finished
+        return finished
+
+
+def measure(
+    workloads: Sequence[Workload],
+    target: OrtTarget,
+    *,
+    budget_s: float = 60.0,
+    relative_error: float = 0.01,
+    min_visits: int = 6,
+    max_visits: int = 60,
+    floor_ms: float | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> SessionResult:
+    """Measure the latency of ONNX models by the interleaved protocol.
+
+    Each round visits every unfinished model and an Identity network in random order, and every 16 visits a
+    canary network. A visit is quiet when the canary then took at most 1.1 times its floor. A model is
+    finished at the target error, at `max_visits` quiet visits or when the time is up. Where fewer than six
+    visits were quiet, the result is a ratio to the canary, and flagged.
+
+    Parameters
+    ----------
+    workloads : sequence of Workload
+        The models; their keys differ.
+    target : OrtTarget
+        What they run on.
+    budget_s : float, default 60
+        Wall time in seconds, loading of the models included. Exceeded only where two visits for each model
+        do not fit.
+    relative_error : float, default 0.01
+        Target standard error relative to the latency.
+    min_visits : int, default 6
+        Quiet visits before a model can be finished, at least 2.
+    max_visits : int, default 60
+        Quiet visits after which a model is finished in any case.
+    floor_ms : float, optional
+        The floor of the canary in milliseconds, known from earlier sessions. A short session on a busy
+        machine cannot find it by itself. The lower one of this and of the session's own counts.
+    seed : int, default 0
+        Seed of the order and of the inputs.
+    progress : callable, optional
+        Called after each round with the number of finished models and the number of all.
+
+    Returns
+    -------
+    SessionResult
+        A measurement for each key, the overhead of a run and the canary.
+
+    Raises
+    ------
+    HwnasError
+        An argument is out of range, a key occurs twice, or a model cannot be loaded or run.
+    """
+    _check(workloads, budget_s, relative_error, min_visits, max_visits, floor_ms)
+    started, begin = time.time(), time.perf_counter()
+    load = _load_average()
+    clock_name, clock = choose_clock(target)
+    session = _Session(
+        identity=Runner(Workload("identity", identity_model()), target, clock, seed),
+        canary=Runner(Workload("canary", canary_model()), target, clock, seed),
+        rng=np.random.default_rng(seed),
+        relative_error=relative_error,
+        min_visits=min_visits,
+        max_visits=max_visits,
+        prior_floor=float("inf") if floor_ms is None else floor_ms,
+        records={workload.key: _Record() for workload in workloads},
+    )
+    # Processors leave their low clock rates only after a while.
+    while time.perf_counter() < begin + _WARM_UP_S:
+        session.canary.visit()
+    measured = 0
+    for group in _groups(workloads, session.rng):
+        remaining = begin + budget_s - time.perf_counter()
+        share = remaining * max(len(group), 1) / max(len(workloads) - measured, 1)
+        deadline = time.perf_counter() + share
+        runners = [Runner(workload, target, clock, seed) for workload in group]
+        _measure_group(session, runners, deadline, measured, progress)
+        measured += len(group)
+    final = session.load()
+    halves = [split_half(*final.beside(record)) for record in session.records.values()]
+    return SessionResult(
+        measurements={key: summarise(*final.beside(record)) for key, record in session.records.items()},
+        overhead=summarise(*final.beside(session.identity_record)),
+        canary=summarise(*final.beside(session.canary_record)),
+        canary_floor_ms=final.floor,
+        clock=clock_name,
+        split_half_error=float(np.median(halves)) if halves else float("nan"),
+        threads=target.intra_op_threads,
+        load=load,
+        started=started,
+        duration_s=time.perf_counter() - begin,
+    )
+
+
+def _measure_group(
+    session: _Session, runners: Sequence[Runner], deadline: float, before: int, progress: Progress | None
+) -> None:
+    """Visit the runners round after round until all are finished or the deadline has passed."""
+    # Without workloads the overhead is what there is to measure.
+    watched = {runner.workload.key: session.records[runner.workload.key] for runner in runners}
+    watched = watched or {session.identity.workload.key: session.identity_record}
+    finished: set[str] = set()
+    rounds, next_check = 0, session.min_visits
+    while len(finished) < len(watched):
+        pending = [runner for runner in runners if runner.workload.key not in finished]
+        with _no_garbage_collection():
+            if not _visit_all(session, pending, deadline if rounds >= _LEAST_VISITS else float("inf")):
+                return
+        rounds += 1
+        if rounds >= next_check:
+            # Between rounds, for it disturbs the caches, and at growing intervals, for it takes time.
+            next_check = rounds + max(1, rounds // 8)
+            load = session.load()
+            finished = {key for key, record in watched.items() if session.is_finished(key, record, load)}
+        if progress is not None and runners:
+            progress(before + len(finished), len(session.records))
+
+
+def _visit_all(session: _Session, runners: Sequence[Runner], deadline: float) -> bool:
+    """Do one round; give False when the deadline ended it early."""
+    order: list[Runner] = [*runners, session.identity]
+    for position, index in enumerate(session.rng.permutation(len(order))):
+        if time.perf_counter() >= deadline:
+            return False
+        if position % _CANARY_EVERY == 0:
+            session.canary_record.add(session.canary)
+        runner = order[index]
+        if runner is session.identity:
+            session.identity_record.add(runner)
+        else:
+            session.records[runner.workload.key].add(runner)
+    session.canary_record.add(session.canary)
+    return True
+
+
+def _groups(workloads: Sequence[Workload], rng: np.random.Generator) -> Iterator[list[Workload]]:
+    """Split the workloads at random into groups of a bounded number and size; one empty group for none."""
+    order = rng.permutation(len(workloads))
+    count = max(1, -(-len(workloads) // _GROUP_SIZE))
+    for indices in np.array_split(order, count):
+        group: list[Workload] = []
+        size = 0
+        for index in indices:
+            workload = workloads[index]
+            if group and size + len(workload.model) > _GROUP_BYTES:
+                yield group
+                group, size = [], 0
+            group.append(workload)
+            size += len(workload.model)
+        yield group
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _load_average() -> float:
+    try:
+        return os.getloadavg()[0]
+    except (AttributeError, OSError):
+        return float("nan")
+
+
+def _check(
+    workloads: Sequence[Workload],
+    budget_s: float,
+    relative_error: float,
+    min_visits: int,
+    max_visits: int,
+    floor_ms: float | None,
+) -> None:
+    if not budget_s > 0:
+        raise HwnasError(f"measure: budget_s is {budget_s!r}; expected a positive number of seconds.")
+    if not relative_error > 0:
+        raise HwnasError(
+            f"measure: relative_error is {relative_error!r}; expected a number above 0, such as 0.01."
+        )
+    if floor_ms is not None and not floor_ms > 0:
+        raise HwnasError(
+            f"measure: floor_ms is {floor_ms!r}; expected a positive number of milliseconds or None."
+        )
+    if not _LEAST_VISITS <= min_visits <= max_visits:
+        raise HwnasError(
+            f"measure: min_visits is {min_visits!r} and max_visits {max_visits!r}; expected "
+            f"{_LEAST_VISITS} <= min_visits <= max_visits."
+        )
+    seen: set[str] = set()
+    for workload in workloads:
+        if workload.key in seen:
+            raise HwnasError(f"measure: two workloads have the key {workload.key!r}; expected distinct keys.")
+        seen.add(workload.key)

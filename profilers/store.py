@@ -1,0 +1,428 @@
+"""Latencies kept in an SQLite file, shared by runs and by processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final
+
+from hwnas.errors import StoreError
+from hwnas.profilers.device import Device
+from hwnas.profilers.measurement import Measurement, SessionResult
+from hwnas.profilers.target import OrtTarget
+
+SCHEMA_VERSION: Final = 1
+# Marks the file as a latency store: another program's database may well have the same schema number.
+_APPLICATION_ID: Final = 0x68776E61
+_BUSY_TIMEOUT_S: Final = 30.0
+# SQLite limits the variables of a statement, to 999 in old builds.
+_CHUNK: Final = 500
+
+_SCHEMA: Final = (
+    "CREATE TABLE device (key TEXT PRIMARY KEY, description TEXT NOT NULL)",
+    "CREATE TABLE target (key TEXT PRIMARY KEY, description TEXT NOT NULL)",
+    """CREATE TABLE session (
+        id INTEGER PRIMARY KEY,
+        device TEXT NOT NULL REFERENCES device (key),
+        target TEXT NOT NULL REFERENCES target (key),
+        protocol INTEGER NOT NULL,
+        started REAL NOT NULL,
+        duration_s REAL NOT NULL,
+        clock TEXT NOT NULL,
+        load REAL,
+        canary_ms REAL NOT NULL,
+        canary_floor_ms REAL NOT NULL,
+        overhead_ms REAL NOT NULL,
+        split_half_error REAL,
+        anchor_scale REAL NOT NULL)""",
+    """CREATE TABLE measurement (
+        device TEXT NOT NULL REFERENCES device (key),
+        target TEXT NOT NULL REFERENCES target (key),
+        workload TEXT NOT NULL,
+        latency_ms REAL NOT NULL,
+        stderr_ms REAL NOT NULL,
+        visits INTEGER NOT NULL,
+        contended INTEGER NOT NULL,
+        session INTEGER NOT NULL REFERENCES session (id),
+        PRIMARY KEY (device, target, workload)) WITHOUT ROWID""",
+    """CREATE TABLE calibration (
+        device TEXT NOT NULL REFERENCES device (key),
+        target TEXT NOT NULL REFERENCES target (key),
+        space TEXT NOT NULL,
+        scale REAL NOT NULL,
+        offset_ms REAL NOT NULL,
+        n INTEGER NOT NULL,
+        residual REAL NOT NULL,
+        PRIMARY KEY (device, target, space)) WITHOUT ROWID""",
+)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How predictions made from parts relate to whole networks: ``whole = scale * predicted + offset_ms``.
+
+    Parameters
+    ----------
+    scale : float
+        Factor.
+    offset_ms : float
+        Milliseconds added.
+    n : int
+        Number of whole networks behind it.
+    residual : float
+        Standard deviation of the relative error that remains.
+    """
+
+    scale: float
+    offset_ms: float
+    n: int
+    residual: float
+
+
+@dataclass(frozen=True)
+class StoredSession:
+    """What the store knows of a measuring session.
+
+    Parameters
+    ----------
+    id : int
+        Number of the session in its store.
+    started : float
+        Seconds since the epoch.
+    canary_ms, canary_floor_ms : float
+        Latency and floor of the canary in milliseconds.
+    overhead_ms : float
+        Latency of the Identity network in milliseconds.
+    anchor_scale : float
+        Factor that makes the latencies of the session comparable with those of the others.
+    """
+
+    id: int
+    started: float
+    canary_ms: float
+    canary_floor_ms: float
+    overhead_ms: float
+    anchor_scale: float
+
+
+class LatencyStore:
+    """A file of measured latencies.
+
+    A row belongs to a device, a target (both by hash, versions included) and a workload. The first row stays,
+    so that results can be repeated, until it is refreshed on purpose. Several processes may use one file at a
+    time. An object belongs to the thread and to the process that made it.
+
+    Parameters
+    ----------
+    path : path-like, optional
+        The file; it and its folder are created when missing. None keeps everything in memory.
+
+    Raises
+    ------
+    StoreError
+        The file cannot be opened, is damaged, is not a latency store or has another schema version. It is
+        left as it is.
+    """
+
+    def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
+        self.path = None if path is None else Path(path)
+        if self.path is not None:
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise self._error(f"its folder cannot be created: {error}", "give another --store") from error
+        with self._guarded("be opened"):
+            self._connection = sqlite3.connect(
+                ":memory:" if self.path is None else self.path, timeout=_BUSY_TIMEOUT_S, isolation_level=None
+            )
+        try:
+            with self._guarded("be read"):
+                self._open()
+        except BaseException:
+            self._connection.close()
+            raise
+
+    def __enter__(self) -> LatencyStore:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file. Closing twice does no harm."""
+        self._connection.close()
+
+    def lookup(self, keys: Sequence[str], device_key: str, target_key: str) -> dict[str, Measurement]:
+        """Find measurements.
+
+        Parameters
+        ----------
+        keys : sequence of str
+            Keys of workloads.
+        device_key, target_key : str
+            ``Device.key`` and ``OrtTarget.key``.
+
+        Returns
+        -------
+        dict of str to Measurement
+            The known keys, in the order of `keys`. Times are multiplied by the anchor scale of their session,
+            so that rows of different sessions may be mixed.
+        """
+        found: dict[str, Measurement] = {}
+        with self._guarded("be read"):
+            for start in range(0, len(keys), _CHUNK):
+                chunk = list(keys[start : start + _CHUNK])
+                rows = self._connection.execute(
+                    "SELECT workload, latency_ms * anchor_scale, stderr_ms * anchor_scale, visits, contended "
+                    "FROM measurement JOIN session ON session.id = measurement.session "
+                    "WHERE measurement.device = ? AND measurement.target = ? "
+                    f"AND workload IN ({', '.join('?' * len(chunk))})",
+                    (device_key, target_key, *chunk),
+                )
+                for key, latency_ms, stderr_ms, visits, contended in rows:
+                    found[key] = Measurement(latency_ms, stderr_ms, visits, bool(contended))
+        return {key: found[key] for key in keys if key in found}
+
+    def record(
+        self,
+        device: Device,
+        target: OrtTarget,
+        result: SessionResult,
+        *,
+        anchor_scale: float = 1.0,
+        refresh: bool = False,
+    ) -> int:
+        """Keep a session and its measurements, all or nothing.
+
+        Parameters
+        ----------
+        device : Device
+            Where it was measured.
+        target : OrtTarget
+            On what it was measured.
+        result : SessionResult
+            The session.
+        anchor_scale : float, default 1
+            Factor that makes its latencies comparable with those already kept.
+        refresh : bool, default False
+            Replace known rows. Otherwise they stay as they are.
+
+        Returns
+        -------
+        int
+            Number of rows written.
+
+        Raises
+        ------
+        StoreError
+            The file cannot be written.
+        """
+        description = target.to_dict()
+        with self._transaction():
+            self._describe("device", device.key, device.to_dict())
+            self._describe("target", target.key, description)
+            cursor = self._connection.execute(
+                "INSERT INTO session (device, target, protocol, started, duration_s, clock, load, canary_ms, "
+                "canary_floor_ms, overhead_ms, split_half_error, anchor_scale) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    device.key,
+                    target.key,
+                    description["protocol"],
+                    result.started,
+                    result.duration_s,
+                    result.clock,
+                    result.load,  # SQLite keeps NaN as NULL
+                    result.canary.latency_ms,
+                    result.canary_floor_ms,
+                    result.overhead.latency_ms,
+                    result.split_half_error,
+                    anchor_scale,
+                ),
+            )
+            session, before = cursor.lastrowid, self._connection.total_changes
+            self._connection.executemany(
+                # Not "OR IGNORE", which would also drop rows that break another rule, without a word.
+                f"INSERT {'OR REPLACE ' if refresh else ''}INTO measurement "
+                f"VALUES (?, ?, ?, ?, ?, ?, ?, ?){'' if refresh else ' ON CONFLICT DO NOTHING'}",
+                [
+                    (device.key, target.key, key, m.latency_ms, m.stderr_ms, m.visits, m.contended, session)
+                    for key, m in result.measurements.items()
+                ],
+            )
+            return self._connection.total_changes - before
+
+    def sessions(self, device_key: str, target_key: str) -> list[StoredSession]:
+        """Give the sessions of a device and a target, the oldest first.
+
+        Parameters
+        ----------
+        device_key, target_key : str
+            ``Device.key`` and ``OrtTarget.key``.
+
+        Returns
+        -------
+        list of StoredSession
+            In the order in which they were recorded.
+        """
+        with self._guarded("be read"):
+            rows = self._connection.execute(
+                "SELECT id, started, canary_ms, canary_floor_ms, overhead_ms, anchor_scale FROM session "
+                "WHERE device = ? AND target = ? ORDER BY id",
+                (device_key, target_key),
+            )
+            return [StoredSession(*row) for row in rows]
+
+    def canary_floor_ms(self, device_key: str, target_key: str) -> float | None:
+        """Give the lowest floor of the canary that any session found, in milliseconds; None without sessions.
+
+        Parameters
+        ----------
+        device_key, target_key : str
+            ``Device.key`` and ``OrtTarget.key``.
+
+        Returns
+        -------
+        float or None
+            To be given to ``measure(..., floor_ms=...)``.
+        """
+        return min((s.canary_floor_ms for s in self.sessions(device_key, target_key)), default=None)
+
+    def lookup_calibration(self, device_key: str, target_key: str, space_key: str) -> Calibration | None:
+        """Find the calibration of a space; None when it has none.
+
+        Parameters
+        ----------
+        device_key, target_key : str
+            ``Device.key`` and ``OrtTarget.key``.
+        space_key : str
+            Identifies the model space.
+
+        Returns
+        -------
+        Calibration or None
+            As it was last recorded.
+        """
+        with self._guarded("be read"):
+            row = self._connection.execute(
+                "SELECT scale, offset_ms, n, residual FROM calibration "
+                "WHERE device = ? AND target = ? AND space = ?",
+                (device_key, target_key, space_key),
+            ).fetchone()
+        return None if row is None else Calibration(*row)
+
+    def record_calibration(
+        self, device: Device, target: OrtTarget, space_key: str, calibration: Calibration
+    ) -> None:
+        """Keep the calibration of a space in place of an earlier one.
+
+        Parameters
+        ----------
+        device : Device
+            Where it was measured.
+        target : OrtTarget
+            On what it was measured.
+        space_key : str
+            Identifies the model space.
+        calibration : Calibration
+            What was found.
+
+        Raises
+        ------
+        StoreError
+            The file cannot be written.
+        """
+        with self._transaction():
+            self._describe("device", device.key, device.to_dict())
+            self._describe("target", target.key, target.to_dict())
+            self._connection.execute(
+                "INSERT OR REPLACE INTO calibration VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (
+                    device.key,
+                    target.key,
+                    space_key,
+                    calibration.scale,
+                    calibration.offset_ms,
+                    calibration.n,
+                    calibration.residual,
+                ),
+            )
+
+    def _open(self) -> None:
+        """Check the file, or make it a store when it is empty."""
+        self._connection.execute("PRAGMA foreign_keys = ON")
+        if self._is_empty():
+            # Two processes may create the file at once: only what is seen inside the transaction counts.
+            with self._transaction():
+                if self._is_empty():
+                    for statement in _SCHEMA:
+                        self._connection.execute(statement)
+                    self._connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
+                    self._connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        if self._pragma("application_id") != _APPLICATION_ID:
+            raise self._error("it is a database of another program", "give another --store")
+        version = self._pragma("user_version")
+        if version != SCHEMA_VERSION:
+            raise self._error(
+                f"its schema version is {version}, and this hwnas reads version {SCHEMA_VERSION}",
+                "move it away or give another --store",
+            )
+        (state,) = self._connection.execute("PRAGMA quick_check(1)").fetchone()
+        if state != "ok":
+            raise self._error(f"it is damaged ({state})", "move it away or give another --store")
+
+    def _is_empty(self) -> bool:
+        (tables,) = self._connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        return bool(tables == 0 and self._pragma("application_id") == 0 and self._pragma("user_version") == 0)
+
+    def _pragma(self, name: str) -> int:
+        (value,) = self._connection.execute(f"PRAGMA {name}").fetchone()
+        return int(value)
+
+    def _describe(self, table: str, key: str, description: Mapping[str, Any]) -> None:
+        text = json.dumps(description, sort_keys=True)
+        self._connection.execute(f"INSERT OR IGNORE INTO {table} VALUES (?, ?)", (key, text))
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """Write all or nothing; other writers wait."""
+        with self._guarded("be written"):
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._connection.execute("COMMIT")
+            except BaseException:
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
+                raise
+
+    @contextmanager
+    def _guarded(self, action: str) -> Iterator[None]:
+        """Turn SQLite's errors into ones that say which file and what to do."""
+        try:
+            yield
+        except sqlite3.ProgrammingError:
+            raise  # the caller's mistake, such as a closed store or another thread; the file is well
+        except sqlite3.Error as error:
+            text = str(error)
+            if isinstance(error, sqlite3.OperationalError) and "locked" in text:
+                advice = f"another process held it for over {_BUSY_TIMEOUT_S:.0f} s: wait for it or end it"
+            elif isinstance(error, sqlite3.IntegrityError):
+                advice = "give numbers other than NaN"
+            elif isinstance(error, sqlite3.OperationalError):
+                advice = "check that the folder exists and may be written, or give another --store"
+            else:
+                advice = "move it away or give another --store"
+            raise self._error(f"it cannot {action}: {text}", advice) from error
+
+    def _error(self, what: str, advice: str) -> StoreError:
+        where = "in memory" if self.path is None else str(self.path)
+        return StoreError(f"Latency store {where}: {what}. It was left as it is; {advice}.")

@@ -1,0 +1,268 @@
+"""LatencyStore: rows survive kills and concurrent writers; damaged and foreign files are refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from hwnas.errors import StoreError
+from hwnas.profilers.device import Device
+from hwnas.profilers.measurement import Measurement, SessionResult
+from hwnas.profilers.store import Calibration, LatencyStore
+from hwnas.profilers.target import OrtTarget
+
+DEVICE = Device("cpu", "flags", "x86_64", 2, (), "Linux", "1", 1.0)
+TARGET = OrtTarget()
+
+
+def result(**latencies: float) -> SessionResult:
+    """Make a session that found these latencies."""
+    return SessionResult(
+        measurements={key: Measurement(ms, ms / 100, 20, False) for key, ms in latencies.items()},
+        overhead=Measurement(0.01, 0.0001, 20, False),
+        canary=Measurement(0.2, 0.001, 40, False),
+        canary_floor_ms=0.19,
+        clock="thread_time",
+        split_half_error=float("nan"),
+        threads=1,
+        load=float("nan"),
+        started=time.time(),
+        duration_s=1.0,
+    )
+
+
+def test_rows_come_back_as_recorded_from_a_file_opened_again(tmp_path: Path) -> None:
+    path = tmp_path / "new folder" / "store.db"
+    session = result(a=1.5, b=2.5)
+    contended = dataclasses.replace(session.measurements["b"], contended=True)
+    session = dataclasses.replace(session, measurements={**session.measurements, "b": contended})
+    with LatencyStore(path) as store:
+        assert store.record(DEVICE, TARGET, session) == 2
+    with LatencyStore(path) as store:
+        found = store.lookup(["b", "unknown", "a"], DEVICE.key, TARGET.key)
+    assert found == session.measurements
+    assert list(found) == ["b", "a"]
+
+
+def test_memory_store_works_and_closing_twice_is_harmless() -> None:
+    store = LatencyStore(None)
+    store.record(DEVICE, TARGET, result(a=1.0))
+    assert store.lookup(["a"], DEVICE.key, TARGET.key)["a"].latency_ms == 1.0
+    store.close()
+    store.close()
+
+
+def test_devices_and_targets_do_not_mix() -> None:
+    other_device, other_target = dataclasses.replace(DEVICE, cores=64), OrtTarget(intra_op_threads=2)
+    with LatencyStore() as store:
+        store.record(DEVICE, TARGET, result(a=1.0))
+        store.record(other_device, TARGET, result(a=2.0))
+        store.record(DEVICE, other_target, result(a=3.0))
+        found = [
+            store.lookup(["a"], device.key, target.key)["a"].latency_ms
+            for device, target in [(DEVICE, TARGET), (other_device, TARGET), (DEVICE, other_target)]
+        ]
+        assert found == [1.0, 2.0, 3.0]
+        assert store.lookup(["a"], other_device.key, other_target.key) == {}
+
+
+def test_the_first_row_stays_until_it_is_refreshed() -> None:
+    with LatencyStore() as store:
+        store.record(DEVICE, TARGET, result(a=1.0))
+        assert store.record(DEVICE, TARGET, result(a=2.0, b=3.0)) == 1
+        found = store.lookup(["a", "b"], DEVICE.key, TARGET.key)
+        assert [m.latency_ms for m in found.values()] == [1.0, 3.0]
+        assert store.record(DEVICE, TARGET, result(a=4.0), refresh=True) == 1
+        assert store.lookup(["a"], DEVICE.key, TARGET.key)["a"].latency_ms == 4.0
+        assert len(store.sessions(DEVICE.key, TARGET.key)) == 3
+
+
+def test_rows_are_scaled_by_the_anchors_of_their_session() -> None:
+    with LatencyStore() as store:
+        store.record(DEVICE, TARGET, result(a=1.0))
+        store.record(DEVICE, TARGET, result(b=1.0), anchor_scale=1.25)
+        found = store.lookup(["a", "b"], DEVICE.key, TARGET.key)
+        assert found["b"].latency_ms == 1.25 * found["a"].latency_ms
+        assert found["b"].stderr_ms == 1.25 * found["a"].stderr_ms
+        assert [s.anchor_scale for s in store.sessions(DEVICE.key, TARGET.key)] == [1.0, 1.25]
+
+
+def test_many_keys_are_looked_up_at_once() -> None:
+    latencies = {f"k{i}": float(i + 1) for i in range(2500)}
+    with LatencyStore() as store:
+        store.record(DEVICE, TARGET, result(**latencies))
+        found = store.lookup(list(latencies), DEVICE.key, TARGET.key)
+    assert {key: m.latency_ms for key, m in found.items()} == latencies
+
+
+def test_lowest_floor_of_all_sessions() -> None:
+    with LatencyStore() as store:
+        assert store.canary_floor_ms(DEVICE.key, TARGET.key) is None
+        for floor in (0.3, 0.1, 0.2):
+            store.record(DEVICE, TARGET, dataclasses.replace(result(), canary_floor_ms=floor))
+        assert store.canary_floor_ms(DEVICE.key, TARGET.key) == 0.1
+
+
+def test_the_last_calibration_counts() -> None:
+    with LatencyStore() as store:
+        assert store.lookup_calibration(DEVICE.key, TARGET.key, "space") is None
+        store.record_calibration(DEVICE, TARGET, "space", Calibration(1.0, 0.0, 10, 0.02))
+        last = Calibration(1.1, 0.5, 20, 0.01)
+        store.record_calibration(DEVICE, TARGET, "space", last)
+        assert store.lookup_calibration(DEVICE.key, TARGET.key, "space") == last
+        assert store.lookup_calibration(DEVICE.key, TARGET.key, "other") is None
+
+
+@pytest.mark.parametrize("refresh", [False, True])
+def test_a_failed_session_leaves_nothing(refresh: bool) -> None:
+    with LatencyStore() as store:
+        with pytest.raises(StoreError, match="NaN"):
+            store.record(DEVICE, TARGET, result(a=1.0, b=float("nan")), refresh=refresh)
+        assert store.lookup(["a", "b"], DEVICE.key, TARGET.key) == {}
+        assert store.sessions(DEVICE.key, TARGET.key) == []
+
+
+def _write(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
+    return path
+
+
+def _truncated(path: Path) -> Path:
+    with LatencyStore(path) as store:
+        store.record(DEVICE, TARGET, result(**{f"k{i}": 1.0 for i in range(2000)}))
+    return _write(path, path.read_bytes()[:20000])
+
+
+def _scribbled(path: Path) -> Path:
+    with LatencyStore(path) as store:
+        store.record(DEVICE, TARGET, result(**{f"k{i}": 1.0 for i in range(2000)}))
+    content = bytearray(path.read_bytes())
+    content[4096 * 8 : 4096 * 12] = b"\xa5" * (4096 * 4)
+    return _write(path, bytes(content))
+
+
+def _foreign(path: Path) -> Path:
+    connection = sqlite3.connect(path)
+    connection.execute("CREATE TABLE cats (name TEXT)")
+    connection.execute("PRAGMA user_version = 1")
+    connection.commit()
+    connection.close()
+    return path
+
+
+def _other_version(path: Path) -> Path:
+    LatencyStore(path).close()
+    connection = sqlite3.connect(path)
+    connection.execute("PRAGMA user_version = 99")
+    connection.close()
+    return path
+
+
+@pytest.mark.parametrize(
+    ("make", "what"),
+    [
+        (lambda path: _write(path, b"this is a text file, not a database\n" * 100), "not a database"),
+        (_truncated, "malformed|damaged"),
+        (_scribbled, "malformed|damaged"),
+        (_foreign, "another program"),
+        (_other_version, "version is 99"),
+    ],
+)
+def test_unusable_files_are_refused_and_left_alone(tmp_path: Path, make: object, what: str) -> None:
+    path = make(tmp_path / "store.db")  # type: ignore[operator]
+    before = path.read_bytes()
+    with pytest.raises(StoreError, match=what) as caught:
+        LatencyStore(path)
+    assert str(path) in str(caught.value)
+    assert "--store" in str(caught.value)
+    assert path.read_bytes() == before
+
+
+def test_a_folder_or_an_impossible_place_is_a_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=re.escape(str(tmp_path))):
+        LatencyStore(tmp_path)
+    file = _write(tmp_path / "file", b"")
+    with pytest.raises(StoreError, match="folder cannot be created"):
+        LatencyStore(file / "store.db")
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a file system that nobody may write")
+def test_a_place_that_cannot_be_written_is_a_clear_error() -> None:
+    with pytest.raises(StoreError, match=r"/proc/store\.db"):
+        LatencyStore("/proc/store.db")
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
+def test_a_file_that_may_only_be_read_serves_lookups(tmp_path: Path) -> None:
+    path = tmp_path / "store.db"
+    with LatencyStore(path) as store:
+        store.record(DEVICE, TARGET, result(a=1.0))
+    path.chmod(0o444)
+    with LatencyStore(path) as store:
+        assert store.lookup(["a"], DEVICE.key, TARGET.key)
+        with pytest.raises(StoreError, match="readonly"):
+            store.record(DEVICE, TARGET, result(b=1.0))
+
+
+_WRITER = """
+import sys
+from tests.profilers.test_store import DEVICE, TARGET, result
+from hwnas.profilers.store import LatencyStore
+
+path, name = sys.argv[1:]
+with LatencyStore(path) as store:
+    for i in range(10**9 if name == "killed" else 15):
+        store.record(DEVICE, TARGET, result(**{f"{name}-{i}-{j}": 1.0 for j in range(200)}, shared=1.0))
+        print(i, flush=True)
+"""
+
+
+def test_a_writer_killed_amid_others_loses_nothing_and_doubles_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "store.db"
+    root = Path(__file__).resolve().parents[2]
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    # Both begin with no file, so that its creation is contested as well.
+    killed, steady = (
+        subprocess.Popen(
+            [sys.executable, "-c", _WRITER, str(path), name],
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=root,
+            env=environment,
+        )
+        for name in ("killed", "steady")
+    )
+    assert killed.stdout is not None
+    assert steady.stdout is not None
+    with killed, steady:
+        lines = [killed.stdout.readline() for _ in range(5)]
+        killed.send_signal(signal.SIGKILL)
+        lines += killed.stdout.readlines()
+        steady.communicate()
+    assert steady.returncode == 0
+
+    committed = [int(line) for line in lines if line.endswith("\n")]
+    with LatencyStore(path) as store:
+        sessions = len(store.sessions(DEVICE.key, TARGET.key))
+        keys = [f"killed-{i}-{j}" for i in range(len(committed) + 2) for j in range(200)]
+        survived = len(store.lookup(keys, DEVICE.key, TARGET.key))
+        steady_keys = [f"steady-{i}-{j}" for i in range(15) for j in range(200)]
+        assert len(store.lookup(steady_keys, DEVICE.key, TARGET.key)) == len(steady_keys)
+        assert len(store.lookup(["shared"], DEVICE.key, TARGET.key)) == 1
+    # The last session may have been committed without having been told of; no session is there in part.
+    assert survived % 200 == 0
+    assert len(committed) <= survived // 200 <= len(committed) + 1
+    assert sessions == 15 + survived // 200
+    connection = sqlite3.connect(path)
+    (rows,) = connection.execute("SELECT count(*) FROM measurement").fetchone()
+    connection.close()
+    assert rows == survived + len(steady_keys) + 1
