@@ -1,0 +1,391 @@
+"""Weighted sum of candidates, in one pass over memory: ``out = sum_k weights[k] * tensors[k]``."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from hwnas.errors import UnsupportedError
+from hwnas.kernels import native
+from hwnas.kernels.library import LIBRARY
+
+# What the kernel takes as it lies in memory. Everything else is brought into the layout of the first tensor.
+_FORMATS = (torch.contiguous_format, torch.channels_last, torch.channels_last_3d)
+
+# Gradient of the weights, gradients of the tensors.
+_Gradients = tuple[Tensor | None, list[Tensor | None]]
+
+
+class _Wanted(NamedTuple):
+    """Which gradients are wanted, and the index into `_FORMATS` of how the tensors lie in memory."""
+
+    weights: bool
+    tensors: Sequence[bool]
+    layout: int
+
+
+def mixed_sum(weights: Tensor, tensors: Sequence[Tensor]) -> Tensor:
+    """Sum tensors with a weight for each, fused into one pass forward and one pass backward.
+
+    The compiled kernel is used where it can be (see `unsupported_reason`), plain PyTorch elsewhere; both
+    accumulate in float32 (float64 for float64 data). The gradients are the same from run to run and for
+    every number of threads. Values that are not finite propagate as in PyTorch. Gradients of gradients are
+    supported.
+
+    Parameters
+    ----------
+    weights : Tensor, shape (K,)
+        Mixture weights, of any floating-point type.
+    tensors : sequence of K Tensor, each of shape (...)
+        What to mix, K >= 1: floating-point tensors of one shape, on the device of `weights`. Different types
+        are promoted, different strides are allowed.
+
+    Returns
+    -------
+    Tensor, shape (...)
+        The weighted sum, in the memory format of the first tensor (contiguous or channels-last).
+
+    Raises
+    ------
+    UnsupportedError
+        An argument is not a floating-point tensor.
+    ValueError
+        There are no tensors; the number of weights, a shape or a device does not match.
+    """
+    tensors = tuple(tensors)
+    if not _all_alike(weights, tensors):
+        _check(weights, tensors)
+    reason = unsupported_reason(weights, tensors)
+    if torch.compiler.is_compiling():
+        if reason is None:
+            return torch.ops.hwnas.mixed_sum(weights, tensors)  # type: ignore[no-any-return]
+        return mixed_sum_reference(weights, tensors)
+    if reason is not None:
+        native.warn_if_missing(tensors[0].device)
+        return mixed_sum_reference(weights, tensors)
+    if torch.is_grad_enabled() and (weights.requires_grad or any(x.requires_grad for x in tensors)):
+        return _MixedSum.apply(weights, *tensors)  # type: ignore[no-any-return, no-untyped-call]
+    return _native_forward(weights, tensors, _layout(tensors[0]))
+
+
+def mixed_sum_reference(weights: Tensor, tensors: Sequence[Tensor]) -> Tensor:
+    """Compute `mixed_sum` in plain PyTorch: what the kernel means, and what runs where there is none.
+
+    Parameters
+    ----------
+    weights : Tensor, shape (K,)
+        Mixture weights.
+    tensors : sequence of K Tensor, each of shape (...)
+        What to mix.
+
+    Returns
+    -------
+    Tensor, shape (...)
+        The weighted sum.
+    """
+    dtype = functools.reduce(torch.promote_types, (x.dtype for x in tensors))
+    accumulator = native.accumulator(dtype)
+    scalars = weights.to(accumulator).unbind()
+    total = scalars[0] * tensors[0].to(accumulator)
+    for weight, x in zip(scalars[1:], tensors[1:], strict=True):
+        total = total + weight * x.to(accumulator)
+    return total.to(dtype)
+
+
+def unsupported_reason(weights: Tensor, tensors: Sequence[Tensor]) -> str | None:
+    """Say why the compiled kernel cannot take these arguments. Plain PyTorch then does.
+
+    Parameters
+    ----------
+    weights : Tensor, shape (K,)
+        Mixture weights.
+    tensors : sequence of K Tensor, each of shape (...)
+        What to mix.
+
+    Returns
+    -------
+    str or None
+        The reason, None when the kernel can be used.
+    """
+    first = tensors[0]
+    if first.dtype not in native.DTYPE_CODES:
+        return f"there is no kernel for {first.dtype}"
+    dtype = first.dtype
+    for x in tensors:
+        if x.dtype != dtype:
+            return f"the tensors are of different types, {x.dtype} and {dtype}"
+    if torch.compiler.is_compiling():
+        if torch.compiler.is_exporting():
+            return "the program is being exported, and other programs do not know the operator"
+    elif reason := _no_address_reason(weights, tensors):
+        return reason
+    if first.device.type == "cuda" and native.CUDA is not None and len(tensors) > native.CUDA.MIXED_SUM_MAX_COUNT:
+        return f"the CUDA kernel takes at most {native.CUDA.MIXED_SUM_MAX_COUNT} tensors, got {len(tensors)}"
+    return native.unavailable_reason(first.device)
+
+
+def _no_address_reason(weights: Tensor, tensors: Sequence[Tensor]) -> str | None:
+    """Say why addresses do not tell the whole story, or must not be used behind PyTorch's back."""
+    for x in (weights, *tensors):
+        if type(x) is not Tensor and type(x) is not torch.nn.Parameter:
+            return f"a {type(x).__name__} is among the arguments"
+        if x.layout is not torch.strided:
+            return f"a tensor of layout {x.layout} is among the arguments"
+        if x.is_neg():
+            return "a lazily negated view is among the arguments"
+    if tensors[0].numel() == 0:
+        return "the tensors are empty"
+    if torch._C._len_torch_dispatch_stack() > 0:
+        return "a dispatch mode is active and must see every operation"
+    if torch._C._are_functorch_transforms_active():
+        return "a torch.func transform is active"
+    if forward_ad._current_level >= 0:
+        return "forward-mode differentiation is active"
+    if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+        return "the program is being traced"
+    return None
+
+
+def _all_alike(weights: Tensor, tensors: Sequence[Tensor]) -> bool:
+    """Whether `_check` would find nothing, in less time than the sum of two small tensors takes."""
+    first = tensors[0] if tensors else None
+    if not isinstance(first, Tensor) or not first.is_floating_point():
+        return False
+    dtype, shape, device = first.dtype, first.shape, first.device
+    for x in tensors:
+        if not isinstance(x, Tensor) or x.dtype != dtype or x.shape != shape or x.device != device:
+            return False
+    return (
+        isinstance(weights, Tensor)
+        and weights.is_floating_point()
+        and weights.device == device
+        and weights.dim() == 1
+        and weights.shape[0] == len(tensors)
+    )
+
+
+def _check(weights: Tensor, tensors: Sequence[Tensor]) -> None:
+    """Raise an error that names the argument at fault."""
+    if len(tensors) == 0:
+        raise ValueError("mixed_sum: tensors is empty, expected at least one tensor to mix")
+    for name, x in (("weights", weights), *((f"tensors[{k}]", x) for k, x in enumerate(tensors))):
+        if not isinstance(x, Tensor):
+            raise UnsupportedError(f"mixed_sum: {name} is a {type(x).__name__}, expected a Tensor")
+        if not x.is_floating_point():
+            raise UnsupportedError(
+                f"mixed_sum: {name} is {x.dtype}, expected a floating-point type; convert it with .float()"
+            )
+        if x.device != tensors[0].device:
+            raise ValueError(
+                f"mixed_sum: {name} is on {x.device} and tensors[0] on {tensors[0].device}; move them to one device"
+            )
+    if weights.dim() != 1 or weights.shape[0] != len(tensors):
+        raise ValueError(
+            f"mixed_sum: weights has shape {tuple(weights.shape)}, expected ({len(tensors)},): one for each tensor"
+        )
+    shape = tensors[0].shape
+    for k, x in enumerate(tensors):
+        if x.shape != shape:
+            raise ValueError(
+                f"mixed_sum: tensors[{k}] has shape {tuple(x.shape)} and tensors[0] {tuple(shape)}; "
+                "the shapes must be equal (there is no broadcasting)"
+            )
+
+
+def _layout(x: Tensor) -> int:
+    """Index into `_FORMATS` of how `x` lies in memory; 0 when it is in none of them and must be copied."""
+    if x.is_contiguous():
+        return 0
+    if x.dim() in (4, 5) and x.is_contiguous(memory_format=_FORMATS[x.dim() - 3]):
+        return x.dim() - 3
+    return 0
+
+
+# --- the compiled kernels -----------------------------------------------------------------------------------
+
+
+def _where(device: torch.device) -> tuple[Any, tuple[int, ...]]:
+    """Find the module for a device and the trailing arguments that its functions take."""
+    if device.type == "cpu":
+        return native.CPU, (torch.get_num_threads(),)
+    stream = torch.cuda.current_stream(device)
+    return native.CUDA, (stream.device_index, stream.cuda_stream)
+
+
+def _as_laid_out(tensors: Sequence[Tensor], layout: int) -> list[Tensor]:
+    """Tensors as they are where they lie in memory in this layout, else copies that do."""
+    if layout == 0:
+        return [x.contiguous() for x in tensors]
+    return [x.contiguous(memory_format=_FORMATS[layout]) for x in tensors]
+
+
+def _as_accumulators(weights: Tensor, dtype: torch.dtype) -> Tensor:
+    """Weights as the kernels take them for data of type `dtype`."""
+    accumulator = native.accumulator(dtype)
+    return (weights if weights.dtype == accumulator else weights.to(accumulator)).contiguous()
+
+
+def _native_forward(weights: Tensor, tensors: Sequence[Tensor], layout: int) -> Tensor:
+    first = tensors[0]
+    inputs = _as_laid_out(tensors, layout)
+    scalars = _as_accumulators(weights, first.dtype)
+    out = torch.empty_like(inputs[0])
+    module, where = _where(first.device)
+    module.mixed_sum(
+        native.DTYPE_CODES[first.dtype],
+        scalars.data_ptr(),
+        [x.data_ptr() for x in inputs],
+        out.data_ptr(),
+        out.numel(),
+        *where,
+    )
+    return out
+
+
+def _native_backward(grad: Tensor, weights: Tensor, tensors: Sequence[Tensor], wanted: _Wanted) -> _Gradients:
+    code = native.DTYPE_CODES[grad.dtype]
+    (grad,) = _as_laid_out([grad], wanted.layout)
+    inputs = _as_laid_out(tensors, wanted.layout) if wanted.weights else []
+    scalars = _as_accumulators(weights, grad.dtype)
+    grad_weights = torch.empty_like(scalars) if wanted.weights else None
+    grad_tensors = [torch.empty_like(grad) if need else None for need in wanted.tensors]
+    module, where = _where(grad.device)
+    workspace: tuple[int, ...] = ()
+    if grad.device.type == "cuda":
+        size = module.mixed_sum_partials(code, grad.numel(), len(grad_tensors)) if wanted.weights else 0
+        partials = scalars.new_empty(size)
+        workspace = (partials.data_ptr(),)
+    module.mixed_sum_backward(
+        code,
+        grad.data_ptr(),
+        scalars.data_ptr(),
+        [x.data_ptr() for x in inputs],
+        [0 if x is None else x.data_ptr() for x in grad_tensors],
+        0 if grad_weights is None else grad_weights.data_ptr(),
+        *workspace,
+        grad.numel(),
+        *where,
+    )
+    return None if grad_weights is None else grad_weights.to(weights.dtype), grad_tensors
+
+
+# --- gradients ----------------------------------------------------------------------------------------------
+
+
+def _reference_backward(grad: Tensor, weights: Tensor, tensors: Sequence[Tensor], wanted: _Wanted) -> _Gradients:
+    accumulator = native.accumulator(grad.dtype)
+    wide = grad.to(accumulator)
+    grad_tensors = [
+        (weight * wide).to(grad.dtype).contiguous(memory_format=_FORMATS[wanted.layout]) if need else None
+        for weight, need in zip(weights.to(accumulator).unbind(), wanted.tensors, strict=True)
+    ]
+    grad_weights = None
+    if wanted.weights:
+        grad_weights = torch.stack([(wide * x.to(accumulator)).sum() for x in tensors]).to(weights.dtype)
+    return grad_weights, grad_tensors
+
+
+def _backward(grad: Tensor, weights: Tensor, tensors: Sequence[Tensor], wanted: _Wanted) -> _Gradients:
+    """Gradients of the weights and of the tensors, None where not wanted.
+
+    `tensors` may be empty where the gradient of the weights is not wanted.
+    """
+    # Gradients are enabled here only under create_graph=True: somebody wants to differentiate what follows.
+    native_can = not torch.is_grad_enabled() and unsupported_reason(weights, (grad, *tensors)) is None
+    backward = _native_backward if native_can else _reference_backward
+    return backward(grad, weights, tensors, wanted)
+
+
+class _MixedSum(torch.autograd.Function):
+    """The eager path: the compiled kernel without the dispatcher, which costs more than a small sum."""
+
+    @staticmethod
+    def forward(ctx: Any, weights: Tensor, *tensors: Tensor) -> Tensor:
+        ctx.layout = _layout(tensors[0])
+        ctx.save_for_backward(weights, *(tensors if ctx.needs_input_grad[0] else ()))
+        return _native_forward(weights, tensors, ctx.layout)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        weights, *tensors = ctx.saved_tensors
+        need_weights, *need_tensors = ctx.needs_input_grad
+        wanted = _Wanted(need_weights, need_tensors, ctx.layout)
+        grad_weights, grad_tensors = _backward(grad, weights, tensors, wanted)
+        return grad_weights, *grad_tensors
+
+
+# --- the operator, for torch.compile ------------------------------------------------------------------------
+# Gradients that are not wanted are left out of the list; an operator cannot return None, so an unwanted
+# gradient of the weights has no elements.
+
+LIBRARY.define("mixed_sum(Tensor weights, Tensor[] tensors) -> Tensor")
+LIBRARY.define(
+    "mixed_sum_backward(Tensor grad, Tensor weights, Tensor[] tensors, bool need_weights, "
+    "bool[] need_tensors, int layout) -> (Tensor, Tensor[])"
+)
+
+
+def _op(weights: Tensor, tensors: Sequence[Tensor]) -> Tensor:
+    layout = _layout(tensors[0])
+    if unsupported_reason(weights, tensors) is None:
+        return _native_forward(weights, tensors, layout)
+    result = mixed_sum_reference(weights, tensors).to(tensors[0].dtype)
+    return result.contiguous(memory_format=_FORMATS[layout])
+
+
+def _op_fake(weights: Tensor, tensors: Sequence[Tensor]) -> Tensor:
+    return torch.empty_like(*_as_laid_out(tensors[:1], _layout(tensors[0])))
+
+
+def _op_backward(grad: Tensor, weights: Tensor, tensors: Sequence[Tensor], *wanted: Any) -> tuple[Tensor, list[Tensor]]:
+    grad_weights, grad_tensors = _backward(grad, weights, tensors, _Wanted(*wanted))
+    return (
+        weights.new_empty(0) if grad_weights is None else grad_weights,
+        [x for x in grad_tensors if x is not None],
+    )
+
+
+def _op_backward_fake(
+    grad: Tensor,
+    weights: Tensor,
+    tensors: Sequence[Tensor],
+    need_weights: bool,
+    need_tensors: Sequence[bool],
+    layout: int,
+) -> tuple[Tensor, list[Tensor]]:
+    return (
+        weights.new_empty(weights.shape if need_weights else 0),
+        [torch.empty_like(*_as_laid_out([grad], layout)) for need in need_tensors if need],
+    )
+
+
+def _op_setup_context(ctx: Any, inputs: tuple[Tensor, list[Tensor]], output: Tensor) -> None:
+    weights, tensors = inputs
+    need_tensors = [x.requires_grad for x in tensors]
+    ctx.wanted = _Wanted(weights.requires_grad, need_tensors, _layout(tensors[0]))
+    ctx.save_for_backward(weights, *(tensors if weights.requires_grad else ()))
+
+
+def _op_autograd(ctx: Any, grad: Tensor) -> _Gradients:
+    weights, *tensors = ctx.saved_tensors
+    wanted: _Wanted = ctx.wanted
+    if torch.is_grad_enabled():
+        return _reference_backward(grad, weights, tensors, wanted)
+    grad_weights, needed = torch.ops.hwnas.mixed_sum_backward(grad, weights, tensors, *wanted)
+    rest = iter(needed)
+    return (
+        grad_weights if wanted.weights else None,
+        [next(rest) if need else None for need in wanted.tensors],
+    )
+
+
+LIBRARY.impl("mixed_sum", _op, "CompositeExplicitAutograd")
+LIBRARY.impl("mixed_sum_backward", _op_backward, "CompositeExplicitAutograd")
+torch.library.register_fake("hwnas::mixed_sum", _op_fake, lib=LIBRARY)
+torch.library.register_fake("hwnas::mixed_sum_backward", _op_backward_fake, lib=LIBRARY)
+torch.library.register_autograd("hwnas::mixed_sum", _op_autograd, setup_context=_op_setup_context, lib=LIBRARY)

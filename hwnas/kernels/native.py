@@ -1,0 +1,149 @@
+"""The compiled kernels: loading them, choosing an instruction set, saying why they cannot be used.
+
+Two environment variables are read once, at import:
+
+- ``HWNAS_NATIVE=0`` switches the compiled kernels off;
+- ``HWNAS_CPU_ISA=base|avx2|avx512`` chooses the instruction set of the CPU kernels; else the fastest.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+import warnings
+from types import ModuleType
+from typing import Any
+
+import torch
+
+DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float64: 2}
+"""Element types of the kernels and the numbers by which the compiled modules know them."""
+
+
+def accumulator(dtype: torch.dtype) -> torch.dtype:
+    """Type in which the kernels accumulate data of `dtype`, and in which they take mixture weights."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _enabled() -> bool:
+    value = os.environ.get("HWNAS_NATIVE", "1")
+    if value not in ("0", "1"):
+        raise ValueError(f"HWNAS_NATIVE is {value!r}, expected '0' (plain PyTorch) or '1' (the compiled kernels)")
+    return value == "1"
+
+
+def _load(name: str) -> tuple[ModuleType | None, str]:
+    """Import a compiled module. Returns it, or None and the reason."""
+    if not ENABLED:
+        return None, "the compiled kernels are switched off by HWNAS_NATIVE=0"
+    try:
+        return importlib.import_module(f"hwnas.{name}"), ""
+    except ModuleNotFoundError:
+        return None, f"the compiled module hwnas.{name} is not installed"
+    except ImportError as error:
+        return None, f"the compiled module hwnas.{name} cannot be loaded: {error}"
+
+
+def _select_isa(module: ModuleType) -> None:
+    name = os.environ.get("HWNAS_CPU_ISA")
+    if name is not None:
+        try:
+            module.select_isa(name)
+        except ValueError as error:
+            raise ValueError(f"HWNAS_CPU_ISA: {error}") from None
+
+
+ENABLED = _enabled()
+
+# torch is imported above: its OpenMP runtime is then the one that the CPU module uses too.
+CPU, _cpu_problem = _load("_cpu")
+CUDA, _cuda_problem = _load("_cuda")
+if CPU is not None:
+    _select_isa(CPU)
+
+
+@functools.cache
+def _cuda_unusable(device: int) -> str:
+    assert CUDA is not None
+    reason: str = CUDA.unusable_reason(device)
+    return reason and f"the CUDA kernels do not run on device {device}: {reason}"
+
+
+def unavailable_reason(device: torch.device) -> str | None:
+    """Say why there is no compiled kernel for tensors on `device`.
+
+    Parameters
+    ----------
+    device : torch.device
+        Where the tensors live.
+
+    Returns
+    -------
+    str or None
+        The reason, None when the kernels can be used.
+    """
+    if device.type == "cpu":
+        return None if CPU is not None else _cpu_problem
+    if device.type == "cuda":
+        if CUDA is None:
+            return _cuda_problem
+        # A traced program may run elsewhere: the operator asks again when it runs.
+        if torch.compiler.is_compiling():
+            return None
+        return _cuda_unusable(torch.cuda.current_device() if device.index is None else device.index) or None
+    return f"there are no compiled kernels for device type {device.type!r}"
+
+
+_warned: set[str] = set()
+
+
+def warn_if_missing(device: torch.device) -> None:
+    """Warn, once for each device type, that kernels which should be there are not.
+
+    Parameters
+    ----------
+    device : torch.device
+        Where the tensors live. Device types for which there are no kernels at all cause no warning, nor does
+        ``HWNAS_NATIVE=0``.
+    """
+    if not ENABLED or device.type not in ("cpu", "cuda") or device.type in _warned:
+        return
+    reason = unavailable_reason(device)
+    if reason is not None:
+        _warned.add(device.type)
+        warnings.warn(
+            f"hwnas uses plain PyTorch in place of its {device.type.upper()} kernels, which is slower: "
+            f"{reason}. Reinstall hwnas where a C++ compiler (for CUDA also nvcc) is present; `hwnas doctor` "
+            "shows what is in use, HWNAS_NATIVE=0 accepts this.",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+
+
+def describe() -> dict[str, Any]:
+    """Tell which compiled kernels are in use.
+
+    Returns
+    -------
+    dict
+        ``enabled`` : bool, False under ``HWNAS_NATIVE=0``;
+        ``cpu`` : dict of ``usable``, ``reason`` (None when usable), ``isa`` (the instruction set in use, or
+        None), ``supported_isas``, ``openmp`` (bool), ``threads`` (for the next call), ``path`` (of the
+        module);
+        ``cuda`` : dict of ``built``, ``usable``, ``reason`` (None when usable), ``path``.
+    """
+    cpu: dict[str, Any] = {"usable": CPU is not None, "reason": unavailable_reason(torch.device("cpu"))}
+    if CPU is not None:
+        cpu |= {"isa": CPU.current_isa(), "supported_isas": CPU.supported_isas(), "openmp": CPU.OPENMP}
+    else:
+        cpu |= {"isa": None, "supported_isas": [], "openmp": False}
+    cpu |= {"threads": torch.get_num_threads(), "path": getattr(CPU, "__file__", None)}
+    reason = _cuda_problem if CUDA is None else _cuda_unusable(0) or None
+    cuda = {
+        "built": CUDA is not None,
+        "usable": reason is None,
+        "reason": reason,
+        "path": getattr(CUDA, "__file__", None),
+    }
+    return {"enabled": ENABLED, "cpu": cpu, "cuda": cuda}
