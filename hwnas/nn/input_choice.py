@@ -1,0 +1,154 @@
+"""`InputChoice`: some of several tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from hwnas.nn.mutable_module import MutableModule
+from hwnas.nn.value_choice import given_weights
+from hwnas.space import CategoricalMultiple, Mutable, Sample
+
+Reduction = Literal["sum", "mean", "concat", "none"]
+REDUCTIONS: tuple[Reduction, ...] = ("sum", "mean", "concat", "none")
+
+
+def reduce_tensors(tensors: Sequence[Tensor], reduction: Reduction) -> Any:
+    """Reduce chosen tensors to one.
+
+    Parameters
+    ----------
+    tensors : sequence of Tensor
+        At least one.
+    reduction : {"sum", "mean", "concat", "none"}
+        `concat` joins along dimension 1, `none` returns the list.
+
+    Returns
+    -------
+    Tensor or list of Tensor
+        The reduced tensor.
+    """
+    if reduction == "none":
+        return list(tensors)
+    if reduction == "concat":
+        return torch.cat(list(tensors), 1)
+    total = tensors[0]
+    for tensor in tensors[1:]:
+        total = total + tensor
+    return total / len(tensors) if reduction == "mean" else total
+
+
+class ChosenInputs(nn.Module):
+    """What an `InputChoice` becomes when it is frozen.
+
+    Parameters
+    ----------
+    chosen : sequence of int
+        Positions of the tensors that are used.
+    reduction : {"sum", "mean", "concat", "none"}
+        See `reduce_tensors`.
+    """
+
+    def __init__(self, chosen: Sequence[int], reduction: Reduction) -> None:
+        super().__init__()
+        self.chosen = list(chosen)
+        self.reduction: Reduction = reduction
+
+    def forward(self, candidate_inputs: Sequence[Tensor]) -> Any:
+        """Select and reduce.
+
+        Parameters
+        ----------
+        candidate_inputs : sequence of Tensor
+            All tensors that could have been chosen.
+
+        Returns
+        -------
+        Tensor or list of Tensor
+            The reduction of the chosen ones.
+        """
+        return reduce_tensors([candidate_inputs[i] for i in self.chosen], self.reduction)
+
+    def extra_repr(self) -> str:
+        """Show what was chosen."""
+        return f"chosen={self.chosen}, reduction={self.reduction!r}"
+
+
+class InputChoice(MutableModule):
+    """Choose some of several tensors and reduce them to one.
+
+    Parameters
+    ----------
+    n_candidates : int
+        How many tensors there are to choose from.
+    n_chosen : int, optional
+        How many are chosen; None stands for any non-empty subset.
+    reduction : {"sum", "mean", "concat", "none"}
+        How the chosen tensors become one; `concat` joins along dimension 1.
+    weights, prior : sequence of float, optional
+        Probabilities in random sampling. `prior` is the older spelling.
+    label : str, optional
+        Choices of one label are one dimension of the space.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import hwnas.nn as nn
+    >>> choice = nn.InputChoice(3, n_chosen=2, label="inputs")
+    >>> chosen = choice.freeze({"inputs": [0, 2]})
+    >>> chosen([torch.ones(1), 10 * torch.ones(1), 100 * torch.ones(1)])
+    tensor([101.])
+    """
+
+    def __init__(
+        self,
+        n_candidates: int,
+        n_chosen: int | None = 1,
+        reduction: Reduction = "sum",
+        *,
+        weights: Sequence[float] | None = None,
+        prior: Sequence[float] | None = None,
+        label: str | None = None,
+    ) -> None:
+        super().__init__()
+        if reduction not in REDUCTIONS:
+            raise ValueError(f"InputChoice: reduction is {reduction!r}; expected one of {', '.join(REDUCTIONS)}")
+        self.choice = CategoricalMultiple(
+            list(range(n_candidates)), n_chosen, weights=given_weights(weights, prior), label=label
+        )
+        self.label = self.choice.label
+        self.n_candidates = n_candidates
+        self.n_chosen = n_chosen
+        self.reduction: Reduction = reduction
+
+    def sub_mutables(self, sample: Sample | None = None) -> Iterator[Mutable]:
+        """Yield the choice."""
+        yield self.choice
+        yield from self.registered_mutables()
+
+    def lower(self, sample: Sample, memo: dict[int, Any]) -> nn.Module:
+        """Freeze to `ChosenInputs`."""
+        from hwnas.nn.freezing import freeze_module
+
+        return freeze_module(ChosenInputs(sample[self.label], self.reduction).train(self.training), sample, {})
+
+    def forward(self, candidate_inputs: Sequence[Tensor]) -> Any:
+        """Reduce the default choice of `candidate_inputs`."""
+        check_candidate_inputs(self.label, self.n_candidates, candidate_inputs)
+        return reduce_tensors([candidate_inputs[i] for i in self.choice.default_value()], self.reduction)
+
+    def extra_repr(self) -> str:
+        """Show the label and what is chosen."""
+        return (
+            f"label={self.label!r}, n_candidates={self.n_candidates}, n_chosen={self.n_chosen}, "
+            f"reduction={self.reduction!r}"
+        )
+
+
+def check_candidate_inputs(label: str, n_candidates: int, candidate_inputs: Sequence[Tensor]) -> None:
+    """Raise ValueError when the number of tensors is not the one that was declared."""
+    if len(candidate_inputs) != n_candidates:
+        raise ValueError(f"InputChoice {label!r}: got {len(candidate_inputs)} tensors, expected {n_candidates}")

@@ -1,0 +1,164 @@
+"""The chain of mutation hooks that turns a model space into a super-net."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import nn
+
+from hwnas.errors import UnsupportedError
+from hwnas.nn import ModelSpace, MutableModule, ValueChoice
+from hwnas.nn.mutable_module import attribute_mutables
+from hwnas.space import MutableExpression
+from hwnas.supernet.base import BaseSuperNetModule
+from hwnas.supernet.mixed_batch_norm import MixedBatchNorm2d
+from hwnas.supernet.mixed_conv import MixedConv2d
+from hwnas.supernet.mixed_input import MixedInput
+from hwnas.supernet.mixed_layer import MixedLayer
+from hwnas.supernet.mixed_linear import MixedLinear
+from hwnas.supernet.mixed_repeat import MixedRepeat
+from hwnas.supernet.mixture import Mixture
+from hwnas.supernet.relaxation import Relaxation
+
+MutationResult = nn.Module | bool | None | tuple[nn.Module | None, bool]
+MutationHook = Callable[[nn.Module, str, dict[str, Any], dict[str, Any]], MutationResult]
+
+_log = logging.getLogger(__name__)
+
+DEFAULT_HOOKS: tuple[MutationHook, ...] = (
+    MixedLayer.mutate,
+    MixedInput.mutate,
+    MixedRepeat.mutate,
+    MixedConv2d.mutate,
+    MixedLinear.mutate,
+    MixedBatchNorm2d.mutate,
+)
+
+
+def refuse_leftovers(module: nn.Module, name: str, memo: dict[str, Any], mutate_kwargs: dict[str, Any]) -> bool:
+    """Raise for a primitive that no hook has made searchable; the last hook of every chain.
+
+    Raises
+    ------
+    UnsupportedError
+        Rather than training a model that is not the one that was written.
+    """
+    if isinstance(module, ModelSpace | BaseSuperNetModule) or not isinstance(module, MutableModule):
+        return False
+    if module.simplify():
+        raise UnsupportedError(
+            f"{name}: {type(module).__name__} decides {', '.join(module.simplify())} but nothing makes it part of a "
+            "super-net. Write a BaseSuperNetModule for it and pass its `mutate` in `mutation_hooks`"
+        )
+    return False
+
+
+def make_supernet(
+    space: ModelSpace,
+    relaxation: Relaxation,
+    hooks: Sequence[MutationHook] = DEFAULT_HOOKS,
+    **mutate_kwargs: Any,
+) -> ModelSpace:
+    """Turn a model space into a super-net, in place.
+
+    Parameters
+    ----------
+    space : ModelSpace
+        Its submodules are replaced; itself it stays what it is, and so do its labels.
+    relaxation : Relaxation
+        Given to the hooks as ``mutate_kwargs["relaxation"]``.
+    hooks : sequence of callable
+        Tried in order on every submodule, outer ones before inner ones; see `BaseSuperNetModule.mutate`.
+    **mutate_kwargs
+        Passed on to the hooks.
+
+    Returns
+    -------
+    ModelSpace
+        `space`.
+
+    Raises
+    ------
+    UnsupportedError
+        When a choice is left that no hook makes searchable. The space is then partly changed.
+    TypeError
+        When a hook returns something that is no result of a hook.
+    """
+    memo: dict[str, Any] = {}
+    chain = [*hooks, refuse_leftovers]
+    kwargs = {"relaxation": relaxation, **mutate_kwargs}
+    replaced: dict[int, nn.Module] = {}
+
+    def visit(parent: nn.Module, prefix: str) -> None:
+        _bind_value_choices(parent, prefix, relaxation)
+        for child_name, child in _children(parent):
+            name = f"{prefix}.{child_name}" if prefix else child_name
+            if id(child) not in replaced:
+                replaced[id(child)] = _run_chain(chain, child, name, memo, kwargs)
+                keep_alive.append(child)
+                visit(replaced[id(child)], name)
+            parent._modules[child_name] = replaced[id(child)]
+
+    keep_alive: list[nn.Module] = []  # so that no identity is used twice
+    visit(space, "")
+    return space
+
+
+def _children(module: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Children by name; a module that is held twice is there twice, unlike in `named_children`."""
+    return [(name, child) for name, child in module._modules.items() if child is not None]
+
+
+def _run_chain(
+    chain: Sequence[MutationHook], module: nn.Module, name: str, memo: dict[str, Any], kwargs: dict[str, Any]
+) -> nn.Module:
+    if isinstance(module, BaseSuperNetModule):
+        return module
+    for hook in chain:
+        result = hook(module, name, memo, kwargs)
+        if isinstance(result, nn.Module):
+            replacement, stop = result, True
+        elif isinstance(result, tuple):
+            replacement, stop = module if result[0] is None else result[0], bool(result[1])
+        elif result is None or isinstance(result, bool):
+            replacement, stop = module, bool(result)
+        else:
+            raise TypeError(f"{name}: mutation hook {hook} returned {result!r}; expected a module, a bool, or both")
+        if replacement is not module and not isinstance(replacement, BaseSuperNetModule):
+            _log.warning("%s: the replacement %s is no BaseSuperNetModule", name, type(replacement).__name__)
+        module = replacement
+        if stop:
+            break
+    return module
+
+
+def _bind_value_choices(module: nn.Module, name: str, relaxation: Relaxation) -> None:
+    """Let value choices that are called in `forward` read the relaxation."""
+    if isinstance(module, BaseSuperNetModule):
+        return
+    for attribute, value in attribute_mutables(module):
+        if isinstance(value, ValueChoice):
+
+            def read(expression: MutableExpression, where: str = f"{name}.{attribute}".lstrip(".")) -> Any:
+                present = relaxation.value(expression)
+                if isinstance(present, Mixture):
+                    labels = ", ".join(leaf.label for leaf in expression.leaves())
+                    raise UnsupportedError(
+                        f"{where} (label {labels}): a value that is used in `forward` cannot be a mixture; use a "
+                        "strategy that samples one architecture, such as RandomOneShot"
+                    )
+                return present
+
+            value.read_with(read)
+
+
+def supernet_modules(space: nn.Module) -> list[BaseSuperNetModule]:
+    """Return the mixed modules of a super-net."""
+    return [module for module in space.modules() if isinstance(module, BaseSuperNetModule)]
+
+
+def is_supernet(space: nn.Module) -> bool:
+    """Tell whether a space has been made into a super-net."""
+    return bool(supernet_modules(space))

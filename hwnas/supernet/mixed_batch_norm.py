@@ -1,0 +1,67 @@
+"""`BatchNorm2d` in a super-net."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from hwnas.nn.parametrized import arguments_at
+from hwnas.supernet.mixed_operation import MixedOperation, ever, largest, width_mask
+
+
+class MixedBatchNorm2d(MixedOperation, torch.nn.BatchNorm2d):
+    """Prefixes of the channels of one batch normalisation, running statistics included."""
+
+    _search_machinery = True
+    mixable = ("num_features",)
+
+    @classmethod
+    def maximal_arguments(cls, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Return the largest number of channels, and switches that are on if they ever are."""
+        switches = {name: ever(arguments[name]) for name in ("affine", "track_running_stats") if name in arguments}
+        return arguments_at(arguments, None) | switches | {"num_features": largest(arguments["num_features"])}
+
+    def sliced_state(self, values: dict[str, Any]) -> dict[str, Tensor]:
+        """Return the parameters and the running statistics of the member."""
+        tensors: dict[str, Tensor] = {}
+        if values.get("affine", True):
+            tensors |= dict(self.named_parameters())
+        if values.get("track_running_stats", True):
+            tensors |= dict(self.named_buffers())
+        # The number of batches has no channels.
+        return {name: tensor[: values["num_features"]] if tensor.dim() else tensor for name, tensor in tensors.items()}
+
+    def forward_sliced(self, x: Tensor, values: dict[str, Any]) -> Tensor:
+        """Normalise with the slice; its running statistics are updated in place."""
+        return self._normalise(x, self.sliced_state(values), values)
+
+    def forward_mixed(self, x: Tensor, values: dict[str, Any]) -> Tensor:
+        """Normalise all channels, then mask them: behind the normalisation a mask has an effect."""
+        widest = values | {"num_features": x.shape[1]}
+        y = self._normalise(x, self.sliced_state(widest), widest)
+        mask = width_mask(values["num_features"], x.shape[1], y)
+        return y if mask is None else y * mask.view(1, -1, 1, 1)
+
+    def _normalise(self, x: Tensor, state: dict[str, Tensor], values: dict[str, Any]) -> Tensor:
+        self._check_input_dim(x)
+        mean, variance = state.get("running_mean"), state.get("running_var")
+        # The momentum of the module where there is none: re-estimating the statistics sets it to None, which stands
+        # for a cumulative average.
+        momentum = 0.0 if self.momentum is None else values.get("momentum", self.momentum)
+        if self.training and "num_batches_tracked" in state:
+            state["num_batches_tracked"].add_(1)
+            if self.momentum is None:
+                momentum = 1.0 / float(state["num_batches_tracked"])
+        return F.batch_norm(
+            x,
+            mean,
+            variance,
+            state.get("weight"),
+            state.get("bias"),
+            self.training or mean is None,
+            momentum,
+            values.get("eps", self.eps),
+        )

@@ -1,0 +1,40 @@
+"""`LayerChoice` in a super-net."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+
+from hwnas.nn import LayerChoice
+from hwnas.space import Mutable
+from hwnas.supernet.base import BaseSuperNetModule
+
+
+class MixedLayer(BaseSuperNetModule, LayerChoice):
+    """The mixture of the candidates of a `LayerChoice`."""
+
+    _search_machinery = True
+
+    def own_mutables(self) -> Iterator[Mutable]:
+        """Yield the choice."""
+        yield self.choice
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the active candidates and mix their outputs."""
+        mixture = self.relaxation.mixture(self.choice)
+        outputs = []
+        for name in mixture.values:
+            with mixture.where(name.__eq__):
+                outputs.append(self.candidate(name)(*args, **kwargs))
+        return mixture.combine(outputs)
+
+    @classmethod
+    def mutate(
+        cls, module: nn.Module, name: str, memo: dict[str, Any], mutate_kwargs: dict[str, Any]
+    ) -> BaseSuperNetModule | bool:
+        """Replace a `LayerChoice`."""
+        if not isinstance(module, LayerChoice) or isinstance(module, BaseSuperNetModule):
+            return False
+        return cls.adopt(module, mutate_kwargs["relaxation"])
