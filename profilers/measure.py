@@ -281,13 +281,9 @@ def _check(
     if not budget_s > 0:
         raise HwnasError(f"measure: budget_s is {budget_s!r}; expected a positive number of seconds.")
     if not relative_error > 0:
-        raise HwnasError(
-            f"measure: relative_error is {relative_error!r}; expected a number above 0, such as 0.01."
-        )
+        raise HwnasError(f"measure: relative_error is {relative_error!r}; expected a number above 0, such as 0.01.")
     if floor_ms is not None and not floor_ms > 0:
-        raise HwnasError(
-            f"measure: floor_ms is {floor_ms!r}; expected a positive number of milliseconds or None."
-        )
+        raise HwnasError(f"measure: floor_ms is {floor_ms!r}; expected a positive number of milliseconds or None.")
     if not _LEAST_VISITS <= min_visits <= max_visits:
         raise HwnasError(
             f"measure: min_visits is {min_visits!r} and max_visits {max_visits!r}; expected "

@@ -169,9 +169,7 @@ class Runner:
         for value in self._session.get_inputs():
             where = f"Workload {self.workload.title!r}, input {value.name!r}"
             if value.type not in _DTYPES:
-                raise HwnasError(
-                    f"{where}: type {value.type} cannot be filled; known are {', '.join(_DTYPES)}."
-                )
+                raise HwnasError(f"{where}: type {value.type} cannot be filled; known are {', '.join(_DTYPES)}.")
             if not all(isinstance(size, int) and size >= 0 for size in value.shape):
                 raise HwnasError(
                     f"{where}: shape {value.shape} has dynamic dimensions; a latency belongs to a static "

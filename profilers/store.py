@@ -313,15 +313,12 @@ class LatencyStore:
         """
         with self._guarded("be read"):
             row = self._connection.execute(
-                "SELECT scale, offset_ms, n, residual FROM calibration "
-                "WHERE device = ? AND target = ? AND space = ?",
+                "SELECT scale, offset_ms, n, residual FROM calibration WHERE device = ? AND target = ? AND space = ?",
                 (device_key, target_key, space_key),
             ).fetchone()
         return None if row is None else Calibration(*row)
 
-    def record_calibration(
-        self, device: Device, target: OrtTarget, space_key: str, calibration: Calibration
-    ) -> None:
+    def record_calibration(self, device: Device, target: OrtTarget, space_key: str, calibration: Calibration) -> None:
         """Keep the calibration of a space in place of an earlier one.
 
         Parameters

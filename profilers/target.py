@@ -76,21 +76,16 @@ class OrtTarget:
                 )
         threads = self.intra_op_threads
         if not isinstance(threads, int) or isinstance(threads, bool) or threads < 1:
-            raise HwnasError(
-                f"OrtTarget: intra_op_threads is {threads!r}; expected an integer of at least 1."
-            )
+            raise HwnasError(f"OrtTarget: intra_op_threads is {threads!r}; expected an integer of at least 1.")
         if self.optimization not in OPTIMIZATION_LEVELS:
             raise HwnasError(
-                f"OrtTarget: optimization is {self.optimization!r}; expected one of "
-                f"{', '.join(OPTIMIZATION_LEVELS)}."
+                f"OrtTarget: optimization is {self.optimization!r}; expected one of {', '.join(OPTIMIZATION_LEVELS)}."
             )
         self._check_precision()
 
     def _check_precision(self) -> None:
         if self.precision not in PRECISIONS:
-            raise HwnasError(
-                f"OrtTarget: precision is {self.precision!r}; expected one of {', '.join(PRECISIONS)}."
-            )
+            raise HwnasError(f"OrtTarget: precision is {self.precision!r}; expected one of {', '.join(PRECISIONS)}.")
         if self.precision == "int8":
             raise UnsupportedError(
                 "OrtTarget: precision 'int8' is not supported yet, because quantised graphs are not built. "

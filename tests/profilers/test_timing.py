@@ -36,9 +36,7 @@ def test_bootstrap_error_agrees_with_repeated_sampling(quantile: float) -> None:
 def test_bootstrap_resamples_visits_and_not_runs() -> None:
     # Runs of one visit are equal: six windows carry no more information than one.
     one = np.random.default_rng(0).exponential(size=(30, 1))
-    assert bootstrap_stderr(np.repeat(one, 6, axis=1), 0.5) == pytest.approx(
-        bootstrap_stderr(one, 0.5), rel=0.15
-    )
+    assert bootstrap_stderr(np.repeat(one, 6, axis=1), 0.5) == pytest.approx(bootstrap_stderr(one, 0.5), rel=0.15)
 
 
 def test_bootstrap_is_repeatable_and_infinite_for_one_visit() -> None:

@@ -1,0 +1,5 @@
+"""Ready model spaces, one in each file."""
+
+from hwnas.hub.digits import DigitsSpace
+
+__all__ = ["DigitsSpace"]

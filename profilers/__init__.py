@@ -1,0 +1,36 @@
+"""Costs of model spaces: multiply-adds, parameters, measured latency; filters and penalties written against them."""
+
+from hwnas.profilers.accuracy import AccuracyReport
+from hwnas.profilers.device import Device, describe_device
+from hwnas.profilers.filters import ProfilerFilter, RangeProfilerFilter
+from hwnas.profilers.flops import FlopsProfiler
+from hwnas.profilers.latency import OnnxRuntimeLatencyProfiler, Prediction
+from hwnas.profilers.measure import measure
+from hwnas.profilers.measurement import Measurement, SessionResult, Workload
+from hwnas.profilers.parameters import NumParamsProfiler
+from hwnas.profilers.penalties import ExpectationProfilerPenalty, ProfilerPenalty, SampleProfilerPenalty
+from hwnas.profilers.profiler import Profiler
+from hwnas.profilers.store import LatencyStore
+from hwnas.profilers.target import OrtTarget
+
+__all__ = [
+    "AccuracyReport",
+    "Device",
+    "ExpectationProfilerPenalty",
+    "FlopsProfiler",
+    "LatencyStore",
+    "Measurement",
+    "NumParamsProfiler",
+    "OnnxRuntimeLatencyProfiler",
+    "OrtTarget",
+    "Prediction",
+    "Profiler",
+    "ProfilerFilter",
+    "ProfilerPenalty",
+    "RangeProfilerFilter",
+    "SampleProfilerPenalty",
+    "SessionResult",
+    "Workload",
+    "describe_device",
+    "measure",
+]

@@ -1,0 +1,109 @@
+"""Parameters of every member of a space."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from hwnas.nn import ModelSpace
+from hwnas.nn.parametrized import arguments_at
+from hwnas.profilers.profiler import Profiler, build_cost_model, combinations, domain_of, masked
+from hwnas.profilers.symbols import Table, check_table_size, conjunction, disjunction, tabulate
+from hwnas.profilers.tracing import Inputs, Trace, trace_everywhere
+from hwnas.space import MutableExpression
+from hwnas.supernet import BaseSuperNetModule, MixedLayer, MixedOperation, MixedRepeat
+
+
+class NumParamsProfiler(Profiler):
+    """Number of parameters of the frozen model: what ``sum(p.numel() for p in model.parameters())`` gives.
+
+    Parameters
+    ----------
+    space : ModelSpace
+        The space, before a strategy changes it.
+    example_inputs : Tensor or tuple of Tensor
+        What a member is called with: the forward pass shows which modules a primitive of an unknown kind keeps.
+    """
+
+    def __init__(self, space: ModelSpace, example_inputs: Inputs) -> None:
+        parts = [part for trace in trace_everywhere(space, example_inputs) for part in _parts(trace)]
+        super().__init__(build_cost_model(space, parts, unit="parameters"))
+
+
+def _parts(trace: Trace) -> list[tuple[str, Table]]:
+    held = _held(trace)
+    parts: list[tuple[str, Table]] = []
+    # A parameter that several modules share is there when any of them is, and counts once.
+    owners: dict[int, list[Table]] = {}
+    sizes: dict[int, tuple[str, int]] = {}
+    for name, module in trace.space.named_modules():
+        if isinstance(module, MixedOperation):
+            parts.append((name, masked(_sliced_size(module), [*trace.conditions, disjunction(held[id(module)])])))
+            continue
+        for parameter in module._parameters.values():
+            if parameter is not None and id(module) in held:
+                owners.setdefault(id(parameter), []).extend(held[id(module)])
+                sizes[id(parameter)] = (name, parameter.numel())
+    for key, (name, size) in sizes.items():
+        parts.append((name, masked(Table((), np.asarray(size)), [*trace.conditions, disjunction(owners[key])])))
+    return parts
+
+
+def _held(trace: Trace) -> dict[int, list[Table]]:
+    """Return for each module, by identity, where members hold it: one table for each place at which it stands.
+
+    A member holds the module that was chosen and the first blocks, whether it calls them or not. What a primitive
+    of another kind keeps is not known, so there members hold what they call.
+    """
+    names = {id(module): name for name, module in trace.space.named_modules()}
+    called: dict[str, list[Table]] = {}
+    for call in trace.modules:
+        called.setdefault(call.module, []).append(conjunction(call.conditions))
+    held: dict[int, list[Table]] = {}
+
+    def visit(module: nn.Module, here: Table) -> None:
+        held.setdefault(id(module), []).append(here)
+        if isinstance(module, MixedLayer):
+            choice = tabulate(module.choice)
+            for name in module.names:
+                visit(
+                    module.candidate(name),
+                    conjunction([here, _where(choice, name.__eq__)]),
+                )
+        elif isinstance(module, MixedRepeat) and isinstance(module.depth, MutableExpression):
+            depth = tabulate(module.depth)
+            for index, block in enumerate(module.blocks):
+                visit(block, conjunction([here, _where(depth, index.__lt__)]))
+        else:
+            known = not isinstance(module, BaseSuperNetModule) or isinstance(module, MixedOperation | MixedRepeat)
+            for child in module.children():
+                by_call = None if known else called.get(names[id(child)])
+                visit(child, here if by_call is None else disjunction(by_call))
+
+    visit(trace.space, Table((), np.asarray(True)))
+    return held
+
+
+def _where(table: Table, holds: Callable[[Any], bool]) -> Table:
+    values = np.array([bool(holds(value)) for value in table.values.flat]).reshape(table.values.shape)
+    return Table(table.labels, values)
+
+
+def _sliced_size(module: MixedOperation) -> Table:
+    domain = domain_of(module)
+    labels = tuple(domain)
+    shape = tuple(len(domain[label]) for label in labels)
+    check_table_size(shape, labels)
+    trained = {name for name, _ in nn.Module.named_parameters(module)}
+    sizes = [
+        sum(
+            tensor.numel()
+            for name, tensor in module.sliced_state(arguments_at(module.arguments, sample)).items()
+            if name in trained
+        )
+        for sample in combinations(domain, labels)
+    ]
+    return Table(labels, np.array(sizes).reshape(shape))

@@ -1,0 +1,152 @@
+"""`Profiler`: what every cost of a model space has in common, and how traces become cost models."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from hwnas.cost import CostModel, Factor
+from hwnas.profilers.symbols import Table, conjunction, listed_values, tabulate, union
+from hwnas.space import CategoricalMultiple, Constraint, ExpressionConstraint, Mutable, Sample
+
+MAX_SUBSETS = 4096  # a label with more values than that is left out of the domain
+
+
+class Profiler:
+    """A cost of the members of a space.
+
+    Parameters
+    ----------
+    cost_model : CostModel
+        The cost as a sum of factors.
+
+    Attributes
+    ----------
+    cost_model : CostModel
+        Bounds, expectation, and draws within a budget are written against it.
+    """
+
+    def __init__(self, cost_model: CostModel) -> None:
+        self.cost_model = cost_model
+
+    @property
+    def unit(self) -> str:
+        """Unit of the cost, such as ``MACs`` or ``ms``."""
+        return self.cost_model.unit
+
+    def profile(self, sample: Sample) -> float:
+        """Return the cost of one member, in the unit of the profiler.
+
+        Parameters
+        ----------
+        sample : dict
+            The member.
+        """
+        return float(self.cost_model.evaluate(sample))
+
+    def expectation(self, probabilities: Mapping[str, Tensor]) -> Tensor:
+        """Return the expected cost, in the unit of the profiler.
+
+        Parameters
+        ----------
+        probabilities : mapping of str to Tensor, shape (number of values,)
+            A distribution for every label on which the cost depends. Gradients reach all of them.
+
+        Returns
+        -------
+        Tensor, shape ()
+            Exact for independent labels.
+        """
+        return self.cost_model.expectation(probabilities)
+
+
+def domain_of(space: Mutable) -> dict[str, Sequence[Any]]:
+    """Return the values of every label that a cost may depend on.
+
+    Numerical dimensions and subsets with very many values are left out: no cost is tabulated over them.
+    """
+    domain: dict[str, Sequence[Any]] = {}
+    for label, mutable in space.simplify().items():
+        try:
+            countable = mutable.count_values()
+        except ValueError:
+            continue
+        if isinstance(mutable, CategoricalMultiple) and countable > MAX_SUBSETS:
+            continue
+        domain[label] = listed_values(mutable)
+    return domain
+
+
+def walk(mutable: Mutable) -> Iterator[Mutable]:
+    """Yield a mutable and everything below it, in order."""
+    yield mutable
+    for sub in mutable.sub_mutables():
+        yield from walk(sub)
+
+
+def constraints_of(space: Mutable) -> list[Factor]:
+    """Return the constraints of a space as boolean factors.
+
+    Raises
+    ------
+    TypeError
+        For a constraint that is no expression, since it cannot be tabulated.
+    """
+    factors = []
+    for mutable in walk(space):
+        if not isinstance(mutable, Constraint):
+            continue
+        if not isinstance(mutable, ExpressionConstraint):
+            raise TypeError(f"costs cannot honour the constraint {mutable!r}; write it as an ExpressionConstraint")
+        table = tabulate(mutable.expression)
+        factors.append(Factor(table.labels, table.values.astype(bool), name=repr(mutable)))
+    return factors
+
+
+def masked(quantity: Table, conditions: Iterable[Table]) -> Table:
+    """Return a quantity where the conditions hold, and zero elsewhere."""
+    where = conjunction(conditions)
+    labels = union([where, quantity])
+    return Table(labels, where.aligned(labels) * quantity.aligned(labels))
+
+
+def build_cost_model(space: Mutable, parts: Iterable[tuple[str, Table]], unit: str, constant: float = 0.0) -> CostModel:
+    """Add up named tables to a cost model over the labels of a space.
+
+    Parameters
+    ----------
+    space : Mutable
+        Gives the domain and the constraints.
+    parts : iterable of (str, Table)
+        Addends; the names show in breakdowns. Parts of one name and the same labels are merged.
+    unit : str
+        Of all of them.
+    constant : float, default 0
+        What every member costs in addition.
+
+    Returns
+    -------
+    CostModel
+        Over every label of the space.
+    """
+    merged: dict[tuple[str, tuple[str, ...]], np.ndarray] = {}
+    for name, table in parts:
+        key = (name, table.labels)
+        values = table.values.astype(float)
+        merged[key] = merged[key] + values if key in merged else values
+    domain = domain_of(space)
+    factors = []
+    for (name, labels), values in merged.items():
+        full = np.broadcast_to(values, [len(domain[label]) for label in labels])
+        factors.append(Factor(labels, full, name=name))
+    return CostModel(domain, factors, constant=constant, unit=unit, constraints=constraints_of(space))
+
+
+def combinations(domain: Mapping[str, Sequence[Any]], labels: Sequence[str]) -> Iterator[Sample]:
+    """Yield every partial sample over some labels, the last label varying fastest."""
+    for values in itertools.product(*(domain[label] for label in labels)):
+        yield dict(zip(labels, values, strict=True))

@@ -1,0 +1,268 @@
+"""Cutting a model space into units whose latencies add up.
+
+A unit is a module without choices about structure inside, as large as possible: a candidate block, a stem, a head.
+ONNX Runtime fuses within such a module as it does in the whole net. Operators that run between units, in the `forward`
+of a container, are units of their own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from hwnas.nn import MutableModule
+from hwnas.nn.freezing import freeze_module
+from hwnas.profilers.profiler import combinations, domain_of
+from hwnas.profilers.symbols import Table, check_table_size, union
+from hwnas.profilers.tracing import ModuleCall, OpCall, Trace
+from hwnas.space import Sample
+from hwnas.supernet import BaseSuperNetModule, MixedOperation
+
+MAX_UNIT = 512  # a module with more members than that is not measured as a whole but in parts
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A part of a model space that is measured on its own.
+
+    Parameters
+    ----------
+    name : str
+        Path of the module, or of the module and the operator.
+    labels : tuple of str
+        The labels on which the part itself depends.
+    conditions : tuple of Table
+        Boolean tables: a member runs the part where all of them hold.
+    make : callable
+        Gives for a sample of `labels` the part as a plain module and tensors to call it with.
+    """
+
+    name: str
+    labels: tuple[str, ...]
+    conditions: tuple[Table, ...]
+    make: Callable[[Sample], Workpiece]
+
+
+@dataclass(frozen=True)
+class Workpiece:
+    """A plain module and the tensors that it is called with."""
+
+    module: nn.Module
+    inputs: tuple[Tensor, ...]
+
+    def identify(self) -> Identity:
+        """Run the module once and tell what it computes."""
+        text, traffic = canonical_operators(self.module, self.inputs)
+        return Identity(hashlib.sha256(text.encode()).hexdigest()[:32], traffic)
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a workpiece computes.
+
+    Parameters
+    ----------
+    key : str
+        A hash of operators, attributes, shapes and types; weights and names do not matter.
+    traffic : int
+        Number of elements that enter and leave.
+    """
+
+    key: str
+    traffic: int
+
+
+class _Call(nn.Module):
+    """A function or a module with everything but the tensors filled in."""
+
+    def __init__(self, function: Callable[..., Any], leaves: list[Any], structure: Any, tensors: list[int]) -> None:
+        super().__init__()
+        self.function = function
+        self._leaves, self._structure, self._tensors = leaves, structure, tensors
+
+    def forward(self, *tensors: Tensor) -> Any:
+        leaves = list(self._leaves)
+        for position, tensor in zip(self._tensors, tensors, strict=True):
+            leaves[position] = tensor
+        args, kwargs = pytree.tree_unflatten(leaves, self._structure)
+        return self.function(*args, **kwargs)
+
+
+def units_of(trace: Trace) -> Iterator[Unit]:
+    """Cut a traced space into units.
+
+    Parameters
+    ----------
+    trace : Trace
+        Of the whole space.
+
+    Yields
+    ------
+    Unit
+        In the order of execution, modules before loose operators.
+    """
+    modules = dict(trace.space.named_modules())
+    inside: list[bool] = []  # for each call of a module: whether it belongs to a unit already
+    for call in trace.modules:
+        covered = call.caller >= 0 and inside[call.caller]
+        unit = None if covered else _module_unit(trace, modules[call.module], call)
+        inside.append(covered or unit is not None)
+        # Where no operator runs inside, an identity for instance, nothing is left to measure.
+        if unit is not None and call.needed.values.any():
+            yield unit
+    carried = {id(tensor) for tensor in trace.inputs}
+    for operator in trace.operators:
+        tensors = [leaf for leaf in pytree.tree_leaves((operator.args, operator.kwargs)) if isinstance(leaf, Tensor)]
+        if not any(id(tensor) in carried for tensor in tensors):
+            continue  # a constant, which ONNX Runtime folds
+        carried.update(id(leaf) for leaf in pytree.tree_leaves(operator.output) if isinstance(leaf, Tensor))
+        loose = operator.caller < 0 or not inside[operator.caller]
+        if loose and not _is_nothing(operator):
+            yield _operator_unit(trace, operator)
+
+
+def _is_nothing(call: OpCall) -> bool:
+    """Tell whether an operator leaves no node behind."""
+    aten = torch.ops.aten
+    return call.operator.overloadpacket in (aten.detach, aten.alias, aten.lift_fresh, aten.sym_size)
+
+
+def _module_unit(trace: Trace, module: nn.Module, call: ModuleCall) -> Unit | None:
+    parts = list(module.modules())
+    if any(isinstance(part, BaseSuperNetModule) and not isinstance(part, MixedOperation) for part in parts):
+        return None
+    domain = {
+        label: values
+        for part in parts
+        if isinstance(part, MutableModule)
+        for label, values in domain_of(part).items()
+        if label not in trace.fixed
+    }
+    tables = _shape_tables(trace, (call.args, call.kwargs))
+    labels = tuple(dict.fromkeys([*domain, *union(tables)]))
+    everything = domain_of(trace.space)
+    is_leaf = not any(True for _ in module.children())
+    if not is_leaf and np.prod([len(everything[label]) for label in labels], dtype=float) > MAX_UNIT:
+        return None
+    check_table_size([len(everything[label]) for label in labels], labels)
+
+    def make(sample: Sample) -> Workpiece:
+        frozen = freeze_module(module, {**trace.fixed, **sample}, {}).eval()
+        return _workpiece(trace, frozen, call.args, call.kwargs, sample, everything)
+
+    return Unit(call.module, labels, (*call.conditions, call.needed), make)
+
+
+def _operator_unit(trace: Trace, call: OpCall) -> Unit:
+    labels = union(_shape_tables(trace, (call.args, call.kwargs)))
+    everything = domain_of(trace.space)
+    name = f"{call.module}:{call.operator.overloadpacket.__name__}".lstrip(":")
+
+    def make(sample: Sample) -> Workpiece:
+        return _workpiece(trace, call.operator, call.args, call.kwargs, sample, everything)
+
+    return Unit(name, labels, call.conditions, make)
+
+
+def _shape_tables(trace: Trace, arguments: Any) -> list[Table]:
+    tables = []
+    for leaf in pytree.tree_leaves(arguments):
+        sizes = leaf.shape if isinstance(leaf, Tensor) else [leaf] if isinstance(leaf, torch.SymInt) else []
+        tables += [trace.symbols.evaluate(size) for size in sizes if isinstance(size, torch.SymInt)]
+    return tables
+
+
+def _workpiece(
+    trace: Trace, function: Callable[..., Any], args: Any, kwargs: Any, sample: Sample, domain: dict[str, Any]
+) -> Workpiece:
+    generator = torch.Generator().manual_seed(0)
+
+    def concrete(size: Any) -> int:
+        table = trace.symbols.evaluate(size)
+        return int(table.values[tuple(domain[label].index(sample[label]) for label in table.labels)])
+
+    def fill(leaf: Any) -> Any:
+        if isinstance(leaf, Tensor):
+            shape = [concrete(size) for size in leaf.shape]
+            if leaf.dtype.is_floating_point:
+                return torch.randn(shape, generator=generator, dtype=leaf.dtype)
+            return torch.zeros(shape, dtype=leaf.dtype)
+        return concrete(leaf) if isinstance(leaf, torch.SymInt) else leaf
+
+    leaves, structure = pytree.tree_flatten((args, kwargs))
+    filled = [fill(leaf) for leaf in leaves]
+    tensors = [position for position, leaf in enumerate(filled) if isinstance(leaf, Tensor)]
+    inputs = tuple(filled[position] for position in tensors)
+    if isinstance(function, nn.Module) and not kwargs and len(inputs) == len(args):
+        return Workpiece(function, inputs)
+    return Workpiece(_Call(function, filled, structure, tensors).eval(), inputs)
+
+
+class _Writer(TorchDispatchMode):
+    """Writes operators down as text in which tensors are numbered and weights are known by shape alone."""
+
+    def __init__(self, inputs: tuple[Tensor, ...]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.lines: list[str] = []
+        self._alive: list[Tensor] = list(inputs)  # so that no identity is used twice
+        self._numbers = {id(tensor): f"%{i}" for i, tensor in enumerate(inputs)}
+
+    def describe(self, leaf: Any) -> str:
+        if not isinstance(leaf, Tensor):
+            return repr(leaf)
+        kind = f"{leaf.dtype}{list(leaf.shape)}"
+        return f"{self._numbers.get(id(leaf), 'weight')}:{kind}"
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        leaves, structure = pytree.tree_flatten((args, kwargs or {}))
+        known = any(id(leaf) in self._numbers for leaf in leaves)
+        if known:  # what depends on weights alone is a weight itself
+            nesting = "".join(str(structure).split())
+            self.lines.append(f"{func}({', '.join(map(self.describe, leaves))}) {nesting}")
+            for leaf in pytree.tree_leaves(output):
+                if isinstance(leaf, Tensor):
+                    self._alive.append(leaf)
+                    self._numbers.setdefault(id(leaf), f"%{len(self._numbers)}")
+        return output
+
+
+def canonical_operators(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[str, int]:
+    """Return what a module computes, as text that does not depend on weights or names.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        Any plain module.
+    inputs : tuple of Tensor
+        What it is called with.
+
+    Returns
+    -------
+    text : str
+        One operator a line. Two modules with the same text have the same latency.
+    traffic : int
+        Number of elements of all inputs and outputs.
+    """
+    # A real run: at these sizes it takes less time than the shape rules of a fake one.
+    with torch.no_grad(), _Writer(inputs) as writer:
+        output = module(*inputs)
+    results = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
+    header = [f"input {writer.describe(tensor)}" for tensor in inputs]
+    footer = f"output {[writer.describe(tensor) for tensor in results]}"
+    traffic = sum(tensor.numel() for tensor in (*inputs, *results))
+    return "\n".join([*header, *writer.lines, footer]), traffic
+
+
+def members(unit: Unit, domain: dict[str, Any]) -> Iterator[tuple[Sample, Workpiece]]:
+    """Yield every member of a unit, as a sample of its labels and as a module."""
+    for sample in combinations(domain, unit.labels):
+        yield sample, unit.make(sample)
