@@ -1,0 +1,327 @@
+"""A search under a latency budget, from the model space to the verified ONNX file."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import nn
+
+from hwnas.cost import CostModel
+from hwnas.errors import BudgetError
+from hwnas.experiment.narrator import Narrator, Silent
+from hwnas.experiment.result import ModelRow, SearchResult
+from hwnas.experiment.run_folder import RunFolder
+from hwnas.experiment.settings import SearchSettings
+from hwnas.experiment.task import Task
+from hwnas.experiment.training import EpochProgress, fresh_space, make_evaluator, train_member
+from hwnas.export import export_many, write_bundle
+from hwnas.profilers import (
+    ExpectationProfilerPenalty,
+    FlopsProfiler,
+    LatencyStore,
+    Measurement,
+    NumParamsProfiler,
+    OnnxRuntimeLatencyProfiler,
+    OrtTarget,
+    RangeProfilerFilter,
+    Workload,
+    measure,
+)
+from hwnas.space import Sample, sample_from_json, sample_to_json
+from hwnas.strategies import DARTS, OneShotStrategy, RandomOneShot, SubnetSearch
+
+# Two sessions on one machine differ by a few percent: what is chosen must fit with that much to spare, or it would
+# not when it is measured again.
+HEADROOM = 0.04
+RANDOM_BASELINE_SEED = 77_000
+
+
+def run_search(
+    task: Task,
+    settings: SearchSettings,
+    folder: str | Path,
+    *,
+    store: str | Path | None = None,
+    resume: bool = False,
+    narrator: Narrator | None = None,
+) -> SearchResult:
+    """Find the most accurate member of a space that meets a latency budget, and export it.
+
+    The stages: measure the parts of the space; train a super-net on members within the budget; score members on it by
+    validation accuracy; measure the best ones as a whole and choose; train the choice from scratch, and beside it,
+    alike, a random member within the same budget, the fastest and the largest member; export, verify, measure again.
+
+    Parameters
+    ----------
+    task : Task
+        The space and the data.
+    settings : SearchSettings
+        The budget and everything else that decides the outcome.
+    folder : path-like
+        The run folder. A stopped run goes on from there.
+    store : path-like, optional
+        The latency store, shared by runs; in memory unless given.
+    resume : bool, default False
+        Whether to go on with the run in `folder`.
+    narrator : Narrator, optional
+        Told what happens.
+
+    Returns
+    -------
+    SearchResult
+        Also written to ``result.json`` in the run folder; the model is in ``model/``.
+
+    Raises
+    ------
+    BudgetError
+        When no member meets the budget. The message names the minimum and what blocks it.
+    RunFolderError, StoreError, TrainingError, VerificationError
+        When a stage fails. What was finished before is kept.
+    """
+    run = _Run(task, settings, RunFolder(folder, {"task": task.name, **settings.to_dict()}, resume=resume), narrator)
+    with LatencyStore(store) as opened:
+        return run.search(opened)
+
+
+class _Run:
+    def __init__(self, task: Task, settings: SearchSettings, folder: RunFolder, narrator: Narrator | None) -> None:
+        self.task, self.settings, self.folder = task, settings, folder
+        self.narrator: Narrator = Silent() if narrator is None else narrator
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str, title: str) -> Iterator[None]:
+        self.narrator.stage(title)
+        started = time.monotonic()
+        yield
+        self.seconds[name] = round(time.monotonic() - started, 2)
+
+    def search(self, store: LatencyStore) -> SearchResult:
+        settings, example = self.settings, self.task.example(self.settings.batch_size)
+        space = fresh_space(self.task, settings.seed)
+        with self.stage("profile", "measure the parts of the space"):
+            target = OrtTarget(intra_op_threads=settings.threads)
+            profiler = OnnxRuntimeLatencyProfiler(
+                space,
+                example,
+                target,
+                store=store,
+                budget_s=settings.profile_s,
+                seed=settings.seed,
+                progress=self.narrator.progress,
+            )
+            limit = self._limit(profiler)
+        with self.stage("supernet", f"train the super-net on members within {limit:.3g} ms"):
+            strategy = self._train_supernet(space, profiler, limit)
+        with self.stage("search", "search on the super-net"):
+            ranked = self._rank(strategy, profiler, limit)
+        with self.stage("choose", "measure the best members as a whole"):
+            chosen = self._choose(ranked, profiler)
+        samples = {"chosen": chosen, **self._baselines(profiler, limit)}
+        with self.stage("train", "train the choice and what it is compared with"):
+            trained = {name: self._train(name, sample) for name, sample in samples.items()}
+        with self.stage("export", "export, verify, measure again"):
+            models = {name: model for name, (model, _, _) in trained.items()}
+            metadata = {
+                "task": self.task.name,
+                "settings": settings.to_dict(),
+                "val_accuracy": trained["chosen"][1],
+                "test_accuracy": trained["chosen"][2],
+                "predicted_latency_ms": profiler.profile(chosen),
+                "device": profiler.device.to_dict(),
+                "target": target.to_dict(),
+            }
+            bundle = write_bundle(
+                self.folder.path / "model",
+                models["chosen"],
+                sample_to_json(chosen),
+                example,
+                metadata=metadata,
+                verify_inputs=self._test_batches(),
+            )
+            measured = self._measure_models(models, bundle.onnx_path.read_bytes(), profiler)
+        flops, parameters = self._counts()
+        rows = tuple(
+            ModelRow(
+                name=name,
+                sample=sample,
+                val_accuracy=trained[name][1],
+                test_accuracy=trained[name][2],
+                predicted_ms=profiler.predict(sample).latency_ms,
+                predicted_stderr_ms=profiler.predict(sample).stderr_ms,
+                measured_ms=measured[name].latency_ms,
+                measured_stderr_ms=measured[name].stderr_ms,
+                macs=flops.profile(sample),
+                parameters=int(parameters.profile(sample)),
+            )
+            for name, sample in samples.items()
+        )
+        result = SearchResult(
+            task=self.task.name,
+            settings=settings.to_dict(),
+            rows=rows,
+            latency={"overhead_ms": profiler.overhead_ms, "relative_residual": profiler.relative_residual},
+            verification=bundle.description["verification"],
+            folder=str(self.folder.path),
+            seconds=self.seconds,
+        )
+        self.folder.save("result.json", result.to_dict())
+        return result
+
+    def _limit(self, profiler: OnnxRuntimeLatencyProfiler) -> float:
+        """Return the predicted latency up to which members are looked at; raise when none meets the budget."""
+        budget = self.settings.max_latency_ms
+        low, high = profiler.cost_model.minimum().cost, profiler.cost_model.maximum().cost
+        self.narrator.say(
+            f"members take from {low:.3f} to {high:.3f} ms; whole members agree with their prediction within "
+            f"{100 * profiler.relative_residual:.1f} % (standard deviation of {len(profiler.anchors)})"
+        )
+        limit = budget * (1 - HEADROOM)
+        if low > limit:
+            limit = budget  # so near the minimum there is nothing to spare
+        RangeProfilerFilter(profiler, max=limit)
+        return limit
+
+    def _train_supernet(self, space: Any, profiler: OnnxRuntimeLatencyProfiler, limit: float) -> OneShotStrategy:
+        settings = self.settings
+        strategy: OneShotStrategy
+        if settings.strategy == "darts":
+            penalty = ExpectationProfilerPenalty(profiler, baseline=limit, scale=2.0, nonlinear="positive")
+            strategy = DARTS(penalty=penalty, arc_learning_rate=3e-3, seed=settings.seed)
+        else:
+            search = SubnetSearch(
+                evaluations=settings.evaluations,
+                seed=settings.seed,
+                on_evaluation=lambda _, done, total: self.narrator.progress("score", done, total),
+            )
+            within = RangeProfilerFilter(profiler, max=limit)
+            strategy = RandomOneShot(filter=within, search=search, seed=settings.seed)
+        checkpoints = self.folder.path / "supernet"
+        last = checkpoints / "last.ckpt"
+        # Without a metric to watch the one that is kept is the latest: one file, replaced after every epoch.
+        keep = ModelCheckpoint(dirpath=checkpoints, filename="last", save_top_k=1, enable_version_counter=False)
+        evaluator = make_evaluator(self.task, settings.supernet_epochs, settings.seed, validate=False)
+        strategy.run(
+            space,
+            evaluator,
+            callbacks=[keep, EpochProgress(self.narrator, "super-net")],
+            ckpt_path=last if last.exists() else None,
+        )
+        return strategy
+
+    def _rank(self, strategy: OneShotStrategy, profiler: OnnxRuntimeLatencyProfiler, limit: float) -> list[Sample]:
+        """Return members within the limit, the most promising first."""
+        if self.folder.has("ranking.json"):
+            space = strategy.supernet
+            return [sample_from_json(entry["sample"], space) for entry in self.folder.load("ranking.json")]
+        if isinstance(strategy, RandomOneShot):
+            scored: list[tuple[Sample, float | None]] = [(m.sample, m.score) for m in strategy.ranking()]
+        else:
+            scored = _most_probable(strategy, profiler.cost_model, limit, self.settings.evaluations)
+        self.folder.save(
+            "ranking.json",
+            [
+                {"sample": sample_to_json(sample), "score": score, "predicted_ms": profiler.profile(sample)}
+                for sample, score in scored
+            ],
+        )
+        return [sample for sample, _ in scored]
+
+    def _choose(self, ranked: list[Sample], profiler: OnnxRuntimeLatencyProfiler) -> Sample:
+        """Return the first member of the ranking that meets the budget when it is measured as a whole."""
+        limit = self.settings.max_latency_ms * (1 - HEADROOM / 2)
+        size = self.settings.finalists
+        best: tuple[float, Sample] | None = None
+        for start in range(0, len(ranked), size):
+            group = ranked[start : start + size]
+            for sample, found in zip(group, profiler.measure(group), strict=True):
+                if found.latency_ms <= limit:
+                    self.narrator.say(
+                        f"chosen: rank {ranked.index(sample) + 1}, predicted {profiler.profile(sample):.3f} ms, "
+                        f"measured {found.latency_ms:.3f} ± {found.stderr_ms:.3f} ms"
+                    )
+                    return sample
+                if best is None or found.latency_ms < best[0]:
+                    best = found.latency_ms, sample
+            self.narrator.say(f"none of {len(group)} members met the budget when measured as a whole; going on")
+        if best is None or best[0] > self.settings.max_latency_ms:
+            nearest = None if best is None else best[0]
+            raise BudgetError(
+                f"members are predicted within {self.settings.max_latency_ms} ms, but the fastest that was measured as "
+                f"a whole takes {nearest} ms. Raise the budget a little, or measure longer with --profile-seconds",
+                nearest=nearest,
+            )
+        return best[1]
+
+    def _baselines(self, profiler: OnnxRuntimeLatencyProfiler, limit: float) -> dict[str, Sample]:
+        """Return what the choice is compared with."""
+        model = profiler.cost_model
+        seed = RANDOM_BASELINE_SEED + self.settings.seed
+        return {
+            "random": model.sample_within(high=limit, n=1, seed=seed)[0],
+            "fastest": model.minimum().sample,
+            "largest": model.maximum().sample,
+        }
+
+    def _train(self, name: str, sample: Sample) -> tuple[nn.Module, float, float]:
+        settings = self.settings
+        return train_member(self.task, name, sample, settings.train_epochs, settings.seed, self.folder, self.narrator)
+
+    def _test_batches(self) -> list[tuple[torch.Tensor, ...]]:
+        """Return test images in batches of the exported size; the last ones that do not fill a batch are left out."""
+        images, size = self.task.data.test.tensors[0], self.settings.batch_size
+        if len(images) < size:
+            return [(self.task.example(size),)]
+        return [(images[start : start + size],) for start in range(0, len(images) - size + 1, size)]
+
+    def _measure_models(
+        self, models: dict[str, nn.Module], exported: bytes, profiler: OnnxRuntimeLatencyProfiler
+    ) -> dict[str, Measurement]:
+        """Measure the exported file and the other models, interleaved, anew."""
+        example = self.task.example(self.settings.batch_size)
+        others = [name for name in models if name != "chosen"]
+        graphs = export_many([models[name] for name in others], [(example,)] * len(others))
+        workloads = [
+            Workload("chosen", exported),
+            *(Workload(n, g) for n, g in zip(others, graphs, strict=True)),
+        ]
+        result = measure(
+            workloads,
+            profiler.target,
+            budget_s=min(self.settings.profile_s, 20.0),
+            min_visits=20,
+            floor_ms=profiler.store.canary_floor_ms(profiler.device.key, profiler.target.key),
+            seed=self.settings.seed,
+        )
+        return dict(result.measurements)
+
+    def _counts(self) -> tuple[FlopsProfiler, NumParamsProfiler]:
+        space, example = (
+            fresh_space(self.task, self.settings.seed),
+            self.task.example(self.settings.batch_size),
+        )
+        return FlopsProfiler(space, example), NumParamsProfiler(space, example)
+
+
+def _most_probable(
+    strategy: OneShotStrategy, costs: CostModel, limit: float, n: int
+) -> list[tuple[Sample, float | None]]:
+    """Return members within the limit, the most probable under the architecture parameters first.
+
+    The penalty holds the expected cost near the limit, so members within it are among the first. Should none be, they
+    are drawn inside the limit from the learnt distribution.
+    """
+    within = (sample for sample in strategy.ranked_samples() if float(costs.evaluate(sample)) <= limit)
+    found = list(itertools.islice(within, n))
+    if not found:
+        learnt = {label: strategy.relaxation.probabilities(label) for label in costs.labels}
+        weights = {label: p.detach().double().tolist() for label, p in learnt.items() if p is not None}
+        found = costs.sample_within(high=limit, n=n, seed=strategy.seed, weights=weights)
+    return [(sample, None) for sample in found]

@@ -1,0 +1,95 @@
+"""Frequencies of draws against the exact conditional distribution."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from hwnas.errors import BudgetError
+from hwnas.profilers.filters import RangeProfilerFilter
+from hwnas.space import Categorical, ExpressionConstraint, MutableList, Numerical
+from hwnas.strategies.architecture_key import active_labels, architecture_key
+from hwnas.strategies.feasible import FeasibleSampler
+
+WEIGHTS = [0.5, 0.3, 0.2]
+
+
+def space(*more) -> MutableList:
+    choices = [Categorical(["conv3", "conv1", "skip"], weights=WEIGHTS, label=f"layer_{i}") for i in (1, 2)]
+    return MutableList([*choices, *more])
+
+
+@pytest.mark.parametrize("form", ["range", "callable"])
+@pytest.mark.parametrize("known", [True, False])
+def test_draws_follow_priors_within_constraint_and_filter(kit, form, known):
+    root = space()
+    first, second = root.simplify().values()
+    root = MutableList([first, second, ExpressionConstraint((first != "skip") | (second != "skip"))])
+    # The profiler need not know the constraint.
+    from hwnas.profilers.profiler import constraints_of
+
+    profiler = kit.profiler(constraints=tuple(constraints_of(root)) if known else ())
+    filter = RangeProfilerFilter(profiler, max=10)
+    sampler = FeasibleSampler(root, filter if form == "range" else filter.__call__, seed=5)
+    n = 3000
+    counts = Counter(tuple(sampler.sample(i).values()) for i in range(n))
+    prior = dict(zip(kit.costs, WEIGHTS, strict=True))
+    mass = {
+        (a, b): prior[a] * prior[b]
+        for a in prior
+        for b in prior
+        if kit.costs[a] + kit.costs[b] <= 9 and (a, b) != ("skip", "skip")
+    }
+    assert set(counts) == set(mass)
+    expected = {pair: n * p / sum(mass.values()) for pair, p in mass.items()}
+    # chi-square with 4 degrees of freedom: above 18.5 once in a thousand
+    assert sum((counts[pair] - e) ** 2 / e for pair, e in expected.items()) < 18.5
+
+
+def test_numbers_decide():
+    sampler, other = FeasibleSampler(space(), seed=1), FeasibleSampler(space(), seed=1)
+    forwards = [sampler.sample(i) for i in range(150)]
+    assert [other.sample(i) for i in reversed(range(150))] == forwards[::-1]
+    sampler.sample(3)["layer_1"] = "changed"
+    assert sampler.sample(3) == forwards[3]
+
+
+def test_labels_that_the_cost_does_not_know_are_drawn(kit):
+    root = space(Numerical(0.0, 1.0, label="rate"))
+    sampler = FeasibleSampler(root, RangeProfilerFilter(kit.profiler(), max=3))
+    samples = [sampler.sample(i) for i in range(50)]
+    assert all(set(sample) == {"layer_1", "layer_2", "rate"} for sample in samples)
+    assert all(sampler.accepts(sample) and sampler.cost(sample) <= 3 for sample in samples)
+    assert len({sample["rate"] for sample in samples}) == 50
+
+
+def test_first(kit):
+    assert FeasibleSampler(space()).first() == {"layer_1": "conv3", "layer_2": "conv3"}
+    cheap = FeasibleSampler(space(), RangeProfilerFilter(kit.profiler(), max=1))
+    assert cheap.first() == {"layer_1": "skip", "layer_2": "skip"}
+
+
+def test_rejection_ends():
+    sampler = FeasibleSampler(space(), lambda sample: False, max_tries=100)
+    with pytest.raises(BudgetError, match=r"rejected \d+ random samples in a row.*RangeProfilerFilter"):
+        sampler.sample(0)
+
+
+def test_values_that_differ_are_refused(kit):
+    root = MutableList([Categorical(["conv3", "skip"], label=f"layer_{i}") for i in (1, 2)])
+    with pytest.raises(ValueError, match=r"knows the values .* of the label 'layer_1'"):
+        FeasibleSampler(root, RangeProfilerFilter(kit.profiler(), max=3))
+
+
+def test_keys():
+    first, second = (Categorical([1, 2], label=label) for label in "ba")
+    only_constrained = Categorical([1, 2], label="c")
+    root = MutableList([first, second, ExpressionConstraint(only_constrained + first > 0)])
+    sample = {"a": 1, "b": 2, "c": 1}
+    assert active_labels(root, sample) == ["b", "a"]
+    dimensions = root.simplify()
+    key = architecture_key(root, dimensions, sample)
+    assert key == (("a", "1"), ("b", "2"))
+    assert architecture_key(root, dimensions, sample | {"c": 2}) == key
+    assert architecture_key(root, dimensions, sample | {"a": True}) == key  # equal to 1
