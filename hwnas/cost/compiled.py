@@ -102,11 +102,7 @@ class Compiled:
         forbidden = [Table(t.scope, np.where(t.values, 0.0, np.inf)) for t in self.allowed_tables]
         tables = [*(Table(t.scope, sign * t.values) for t in self.tables), *forbidden]
         best = minimise(tables, self._order, self.labels, self.sizes) if self.feasible else None
-        return (
-            None
-            if best is None
-            else np.array([best.get(p, 0) for p in range(len(self.labels))], dtype=np.intp)
-        )
+        return None if best is None else np.array([best.get(p, 0) for p in range(len(self.labels))], dtype=np.intp)
 
     @cached_property
     def _order(self) -> list[int]:

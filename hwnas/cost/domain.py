@@ -60,9 +60,7 @@ class Domain:
         """Give the number of labels."""
         return len(self.labels)
 
-    def columns(
-        self, labels: Sequence[str], samples: Sequence[Mapping[str, Any]]
-    ) -> list[npt.NDArray[np.intp]]:
+    def columns(self, labels: Sequence[str], samples: Sequence[Mapping[str, Any]]) -> list[npt.NDArray[np.intp]]:
         """Give the option indices of some labels in every sample.
 
         Returns
@@ -95,15 +93,12 @@ class Domain:
             ValueError,
         ):  # an unhashable value, no sample, or something to complain about
             return [
-                np.array([self._index(label, s, i) for i, s in enumerate(samples)], dtype=np.intp)
-                for label in labels
+                np.array([self._index(label, s, i) for i, s in enumerate(samples)], dtype=np.intp) for label in labels
             ]
 
     def _index(self, label: str, sample: Mapping[str, Any], number: int) -> int:
         if label not in sample:
-            raise SampleError(
-                f"sample {number} lacks the label {label!r}, which the cost depends on", (label,)
-            )
+            raise SampleError(f"sample {number} lacks the label {label!r}, which the cost depends on", (label,))
         value = sample[label]
         try:
             return self._lookup[label][canonical_key(value)]

@@ -29,9 +29,7 @@ class Expectation:
         The names and numbers of options of all labels.
     """
 
-    def __init__(
-        self, constant: float, tables: Sequence[Table], labels: Sequence[str], sizes: Sequence[int]
-    ) -> None:
+    def __init__(self, constant: float, tables: Sequence[Table], labels: Sequence[str], sizes: Sequence[int]) -> None:
         self._constant = constant
         self._sizes = dict(zip(labels, sizes, strict=True))
         self._used = dict.fromkeys(labels[p] for table in tables for p in table.scope)
@@ -71,8 +69,7 @@ class Expectation:
         for label, p in given.items():
             if tuple(p.shape) != (self._sizes[label],):
                 raise ValueError(
-                    f"the probabilities of {label!r} have shape {tuple(p.shape)}, "
-                    f"expected ({self._sizes[label]},)"
+                    f"the probabilities of {label!r} have shape {tuple(p.shape)}, expected ({self._sizes[label]},)"
                 )
         dtype = torch.float32
         for p in given.values():

@@ -40,9 +40,7 @@ class Factor:
         self.table: npt.NDArray[Any] = array if array.dtype == np.bool_ else array.astype(np.float64)
         n, shape = len(self.labels), self.table.shape
         if len(set(self.labels)) != n:
-            raise ValueError(
-                f"{self.title}: a label occurs twice in {self.labels}; use each label for one axis only"
-            )
+            raise ValueError(f"{self.title}: a label occurs twice in {self.labels}; use each label for one axis only")
         if len(shape) != n:
             raise ValueError(f"{self.title}: the table has shape {shape}, but {n} labels need {n} axes")
         if self.table.size == 0:
@@ -101,8 +99,7 @@ class Factor:
             axis = self.labels.index(label)
             if mask.shape != (self.table.shape[axis],):
                 raise ValueError(
-                    f"{self.title}: 'active' has shape {mask.shape}, "
-                    f"expected ({self.table.shape[axis]},) for {label!r}"
+                    f"{self.title}: 'active' has shape {mask.shape}, expected ({self.table.shape[axis]},) for {label!r}"
                 )
             labels, table = self.labels, self.table
             mask = mask.reshape([-1 if i == axis else 1 for i in range(table.ndim)])
@@ -116,9 +113,7 @@ class Factor:
         if label not in self.labels:
             return self
         axis = self.labels.index(label)
-        return Factor(
-            self.labels[:axis] + self.labels[axis + 1 :], self.table.take(index, axis=axis), self.name
-        )
+        return Factor(self.labels[:axis] + self.labels[axis + 1 :], self.table.take(index, axis=axis), self.name)
 
     def aligned(self, labels: Sequence[str]) -> npt.NDArray[Any]:
         """Give the table with its axes in the order of `labels`, of length 1 for labels not in the scope."""
@@ -174,9 +169,7 @@ def compile_tables(factors: Iterable[Factor], labels: Sequence[str]) -> list[Tab
     by_scope: dict[tuple[int, ...], npt.NDArray[Any]] = {}
     for factor in factors:
         ordered = sorted(factor.labels, key=position.__getitem__)
-        scope, values = _drop_constant_axes(
-            tuple(position[label] for label in ordered), factor.aligned(ordered)
-        )
+        scope, values = _drop_constant_axes(tuple(position[label] for label in ordered), factor.aligned(ordered))
         by_scope[scope] = _join(by_scope[scope], values) if scope in by_scope else values
     # Largest first, so that whatever can take a smaller table in is already there.
     kept: dict[tuple[int, ...], npt.NDArray[Any]] = {}
@@ -201,9 +194,7 @@ def _join(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return joined
 
 
-def _drop_constant_axes(
-    scope: tuple[int, ...], values: npt.NDArray[Any]
-) -> tuple[tuple[int, ...], npt.NDArray[Any]]:
+def _drop_constant_axes(scope: tuple[int, ...], values: npt.NDArray[Any]) -> tuple[tuple[int, ...], npt.NDArray[Any]]:
     for axis in reversed(range(len(scope))):
         first = values.take([0], axis=axis)
         if (values == first).all():

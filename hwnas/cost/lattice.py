@@ -43,9 +43,7 @@ class Lattice:
         With -1 all costs are negated, so that the minimum is the maximum of the cost.
     """
 
-    def __init__(
-        self, steps: Sequence[Step], weights: Sequence[FloatArray], constant: float, sign: int
-    ) -> None:
+    def __init__(self, steps: Sequence[Step], weights: Sequence[FloatArray], constant: float, sign: int) -> None:
         self.steps = steps
         self.sign = sign
         self.weights: list[FloatArray] = []
@@ -57,15 +55,11 @@ class Lattice:
             for label in step.labels:
                 weight = np.multiply.outer(weight, weights[label]).ravel()
             cost = np.where(weight > 0, np.where(np.isinf(step.cost), np.inf, sign * step.cost), np.inf)
-            magnitude += np.abs(step.cost, where=np.isfinite(step.cost), out=np.zeros(cost.shape)).max(
-                initial=0.0
-            )
+            magnitude += np.abs(step.cost, where=np.isfinite(step.cost), out=np.zeros(cost.shape)).max(initial=0.0)
             total = cost + lower[step.next_state]
             lower = total.min(axis=1)
             possible = np.isfinite(total)
-            upper = np.where(possible, np.where(possible, cost, 0.0) + upper[step.next_state], -np.inf).max(
-                axis=1
-            )
+            upper = np.where(possible, np.where(possible, cost, 0.0) + upper[step.next_state], -np.inf).max(axis=1)
             reachable = np.isfinite(lower)
             excess = total - np.where(reachable, lower, 0.0)[:, None]
             self.excess.append(excess)
@@ -251,9 +245,7 @@ class Histograms:
                 total += len(rows)
                 if total > limit:
                     raise TooManyError
-            rows, taken = (
-                (np.concatenate(side) for side in zip(*found, strict=True)) if found else (left, left)
-            )
+            rows, taken = (np.concatenate(side) for side in zip(*found, strict=True)) if found else (left, left)
             choices = np.concatenate([choices[rows], taken[:, None]], axis=1)
             weights = weights[rows] * self.lattice.weights[i][taken]
             left = left[rows] - shift[state[rows], taken]

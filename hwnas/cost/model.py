@@ -115,8 +115,7 @@ class CostModel:
                 )
             if size != (expected := self.domain.sizes[self.domain.position[label]]):
                 raise ValueError(
-                    f"{factor.title}: the table has {size} entries for {label!r}, "
-                    f"but that has {expected} values"
+                    f"{factor.title}: the table has {size} entries for {label!r}, but that has {expected} values"
                 )
 
     @property
@@ -194,9 +193,7 @@ class CostModel:
         columns = self.domain.columns([self.labels[p] for p in used], samples)
         return self._compiled.sum(dict(zip(used, columns, strict=True)), len(samples))
 
-    def allowed(
-        self, samples: Sequence[Mapping[str, Any]] | npt.NDArray[np.integer[Any]]
-    ) -> npt.NDArray[np.bool_]:
+    def allowed(self, samples: Sequence[Mapping[str, Any]] | npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.bool_]:
         """Tell for each sample, or each row of option indices, whether the constraints allow it."""
         rows = samples if isinstance(samples, np.ndarray) else self.indices(samples)
         return self._compiled.allowed(rows)
@@ -278,9 +275,7 @@ class CostModel:
         weights: Mapping[str, Sequence[float]] | None = None,
     ) -> BudgetSampler:
         """Give the `BudgetSampler` of a budget; the last few are kept, so asking again is cheap."""
-        prior = (
-            None if weights is None else tuple((k, tuple(map(float, w))) for k, w in sorted(weights.items()))
-        )
+        prior = None if weights is None else tuple((k, tuple(map(float, w))) for k, w in sorted(weights.items()))
         key = (low, high, prior)
         if key not in self._samplers:
             made = BudgetSampler(self._compiled, low, high, weights)
@@ -327,9 +322,7 @@ class CostModel:
         Count
             The number with bounds; see `hwnas.cost.counting.count_within` for when it is exact.
         """
-        return count_within(
-            self._compiled, -math.inf if low is None else low, math.inf if high is None else high
-        )
+        return count_within(self._compiled, -math.inf if low is None else low, math.inf if high is None else high)
 
     # -- arithmetic ----------------------------------------------------------------------------------------
 
@@ -343,14 +336,10 @@ class CostModel:
         if not isinstance(other, CostModel):
             return NotImplemented
         if self.unit and other.unit and self.unit != other.unit:
-            raise ValueError(
-                f"costs in {self.unit!r} and {other.unit!r} cannot be added; scale one to a common unit"
-            )
+            raise ValueError(f"costs in {self.unit!r} and {other.unit!r} cannot be added; scale one to a common unit")
         for label in self.domain.values.keys() & other.domain.values.keys():
             if (mine := self.domain.values[label]) != (theirs := other.domain.values[label]):
-                raise ValueError(
-                    f"the label {label!r} has the values {mine} in one model and {theirs} in the other"
-                )
+                raise ValueError(f"the label {label!r} has the values {mine} in one model and {theirs} in the other")
         return CostModel(
             {**self.domain.values, **other.domain.values},
             (*self.factors, *other.factors),

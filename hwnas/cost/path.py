@@ -96,14 +96,10 @@ def build_path(
         stride = 1
         for p in reversed(after):
             axis = scope.index(p)
-            next_state += stride * np.arange(sizes[p]).reshape(
-                [-1 if i == axis else 1 for i in range(len(scope))]
-            )
+            next_state += stride * np.arange(sizes[p]).reshape([-1 if i == axis else 1 for i in range(len(scope))])
             stride *= sizes[p]
         rows = table_entries(frontier, sizes)
-        steps.append(
-            Step(group, tuple(sizes[p] for p in group), cost.reshape(rows, -1), next_state.reshape(rows, -1))
-        )
+        steps.append(Step(group, tuple(sizes[p] for p in group), cost.reshape(rows, -1), next_state.reshape(rows, -1)))
         frontier = after
     return steps
 
@@ -130,14 +126,10 @@ def _components(graph: dict[int, set[int]]) -> list[list[int]]:
 def _line(part: Sequence[int], graph: dict[int, set[int]], sizes: Sequence[int]) -> list[int]:
     """Order one connected part, greedily by the size of the frontier, from a few starts at its rim."""
     starts = sorted(part, key=lambda p: len(graph[p]))[:_STARTS]
-    return min(
-        (_greedy_line(start, len(part), graph, sizes) for start in starts), key=lambda found: found[0]
-    )[1]
+    return min((_greedy_line(start, len(part), graph, sizes) for start in starts), key=lambda found: found[0])[1]
 
 
-def _greedy_line(
-    start: int, length: int, graph: dict[int, set[int]], sizes: Sequence[int]
-) -> tuple[int, list[int]]:
+def _greedy_line(start: int, length: int, graph: dict[int, set[int]], sizes: Sequence[int]) -> tuple[int, list[int]]:
     line = [start]
     decided = {start}
     work = sizes[start]
@@ -153,9 +145,7 @@ def _greedy_line(
     return work, line
 
 
-def _merge(
-    groups: list[tuple[int, ...]], graph: dict[int, set[int]], sizes: Sequence[int]
-) -> list[tuple[int, ...]]:
+def _merge(groups: list[tuple[int, ...]], graph: dict[int, set[int]], sizes: Sequence[int]) -> list[tuple[int, ...]]:
     merged: list[tuple[int, ...]] = []
     decided: set[int] = set()
     before: tuple[int, ...] = ()  # frontier ahead of the last merged group

@@ -181,9 +181,7 @@ class BudgetSampler:
         nearest = below if self._low - below <= above - self._high else above
         message = f"no architecture costs {self._asked(12)}"
         if undecided:
-            message = (
-                f"no architecture was found that costs {self._asked(12)}, a range too narrow to search fully"
-            )
+            message = f"no architecture was found that costs {self._asked(12)}, a range too narrow to search fully"
         show = partial(self._model.format, digits=12)  # neighbours may be close
         return BudgetError(
             f"{message}: the nearest reachable cost is {show(nearest)} "
@@ -195,9 +193,7 @@ class BudgetSampler:
         show = partial(self._model.format, digits=digits)
         if self._low == -math.inf:
             return f"at most {show(self._high)}"
-        return f"at least {show(self._low)}" + (
-            "" if self._high == math.inf else f" and at most {show(self._high)}"
-        )
+        return f"at least {show(self._low)}" + ("" if self._high == math.inf else f" and at most {show(self._high)}")
 
 
 def _signed(low: float, high: float, sign: int) -> tuple[float, float]:
@@ -214,8 +210,7 @@ def _normalised(model: Compiled, weights: Mapping[str, Sequence[float]] | None) 
             raise ValueError(f"the weights of {label!r} have shape {weight.shape}, expected ({size},)")
         if not (np.isfinite(weight).all() and (weight >= 0).all() and weight.any()):
             raise ValueError(
-                f"the weights of {label!r} are {weight.tolist()}; "
-                "expected finite numbers >= 0, one of them positive"
+                f"the weights of {label!r} are {weight.tolist()}; expected finite numbers >= 0, one of them positive"
             )
         result.append(weight / weight.sum())
     return result

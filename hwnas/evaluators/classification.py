@@ -189,7 +189,7 @@ class Classification(Lightning):
     >>> data = digits(seed=0)
     >>> evaluator = Classification(
     ...     train_dataloaders=data.train_loader(), val_dataloaders=data.val_loader(), max_epochs=1,
-    accelerator="cpu"
+    ...     accelerator="cpu",
     ... )
     >>> accuracy = evaluator.evaluate(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)))
     """

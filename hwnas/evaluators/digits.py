@@ -85,9 +85,7 @@ def digits(seed: int = 0, batch_size: int = 64) -> DataSplit:
     train, rest = train_test_split(
         everything, train_size=N_TRAIN, test_size=N_VAL + N_TEST, stratify=targets, random_state=seed
     )
-    val, test = train_test_split(
-        rest, train_size=N_VAL, test_size=N_TEST, stratify=targets[rest], random_state=seed
-    )
+    val, test = train_test_split(rest, train_size=N_VAL, test_size=N_TEST, stratify=targets[rest], random_state=seed)
     # Over the training part alone: the rest must not leak into it.
     mean, deviation = images[train].mean(), images[train].std()
     pixels = torch.tensor((images - mean) / deviation, dtype=torch.float32).reshape(-1, 1, 8, 8)

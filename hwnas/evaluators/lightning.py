@@ -266,9 +266,7 @@ def quiet_lightning(*expected: str) -> Iterator[None]:
     *expected : str
         Regular expressions for the beginnings of further warnings that are of no use here.
     """
-    loggers = [
-        logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "lightning_fabric")
-    ]
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "lightning_fabric")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(max(logger.level, logging.WARNING))

@@ -23,9 +23,7 @@ from hwnas.errors import UnsupportedError
 from hwnas.export.mode import evaluation_mode
 
 
-def recalibrate_batch_norm(
-    model: nn.Module, batches: Iterable[Any], *, max_batches: int | None = None
-) -> None:
+def recalibrate_batch_norm(model: nn.Module, batches: Iterable[Any], *, max_batches: int | None = None) -> None:
     """Replace the running statistics of batch normalisation by their average over `batches`, in place.
 
     Each batch has the same weight, whatever its size: leave a smaller last batch out. Only batch
@@ -48,9 +46,7 @@ def recalibrate_batch_norm(
         If there is no batch, or `max_batches` is less than 1. The model is unchanged then.
     """
     if max_batches is not None and max_batches < 1:
-        raise ValueError(
-            f"recalibrate_batch_norm: max_batches is {max_batches}, expected at least 1, or None for all."
-        )
+        raise ValueError(f"recalibrate_batch_norm: max_batches is {max_batches}, expected at least 1, or None for all.")
     layers = _layers(model)
     if not layers:
         return
@@ -76,9 +72,7 @@ def recalibrate_batch_norm(
 
 
 @contextmanager
-def recalibrated(
-    model: nn.Module, batches: Iterable[Any], *, max_batches: int | None = None
-) -> Iterator[None]:
+def recalibrated(model: nn.Module, batches: Iterable[Any], *, max_batches: int | None = None) -> Iterator[None]:
     """Run a block with recalibrated statistics; afterwards the model has its own again, bit for bit.
 
     Parameters

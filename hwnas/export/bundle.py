@@ -161,9 +161,7 @@ def load_bundle(folder: str | os.PathLike[str]) -> Bundle:
     source = Path(folder)
     for name in (DESCRIPTION, MODEL, WEIGHTS):
         if not (source / name).is_file():
-            raise FileNotFoundError(
-                f"{source}: {name} is missing; a bundle has {DESCRIPTION}, {MODEL} and {WEIGHTS}."
-            )
+            raise FileNotFoundError(f"{source}: {name} is missing; a bundle has {DESCRIPTION}, {MODEL} and {WEIGHTS}.")
     try:
         description = json.loads((source / DESCRIPTION).read_text(encoding="utf-8"))
         schema, files = description["schema_version"], description["files"]
@@ -189,8 +187,7 @@ def _check_json(name: str, data: Mapping[str, Any]) -> None:
         json.dumps(dict(data), allow_nan=False)
     except (TypeError, ValueError) as error:
         raise UnsupportedError(
-            f"write_bundle: {name} has no JSON form: {error}. Use text, finite numbers, lists and "
-            "dictionaries."
+            f"write_bundle: {name} has no JSON form: {error}. Use text, finite numbers, lists and dictionaries."
         ) from error
 
 

@@ -115,9 +115,7 @@ def export_many(
         If `models` and `inputs` differ in length, or `chunk` is less than 1.
     """
     if len(models) != len(inputs):
-        raise ValueError(
-            f"export_many: {len(models)} models and {len(inputs)} inputs, expected one for each."
-        )
+        raise ValueError(f"export_many: {len(models)} models and {len(inputs)} inputs, expected one for each.")
     if chunk < 1:
         raise ValueError(f"export_many: chunk is {chunk}, expected at least 1.")
     result: list[bytes] = []
@@ -155,9 +153,7 @@ def _export_together(
         return [_checked_bytes(part) for part in parts]
     except UnsupportedError as error:
         if len(models) == 1:
-            raise UnsupportedError(
-                f"export_many: candidate {first} ({type(models[0]).__name__}): {error}"
-            ) from error
+            raise UnsupportedError(f"export_many: candidate {first} ({type(models[0]).__name__}): {error}") from error
     half = len(models) // 2
     return [
         *_export_together(models[:half], inputs[:half], first, opset),

@@ -26,7 +26,5 @@ def output_tensors(result: Any) -> list[Tensor]:
     leaves = tree_leaves(result)
     for position, leaf in enumerate(leaves):
         if not isinstance(leaf, Tensor):
-            raise UnsupportedError(
-                f"output {position} is {leaf!r} ({type(leaf).__name__}), expected a tensor."
-            )
+            raise UnsupportedError(f"output {position} is {leaf!r} ({type(leaf).__name__}), expected a tensor.")
     return leaves

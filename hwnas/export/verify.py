@@ -86,9 +86,7 @@ def verify_onnx(
     for batch, arguments in enumerate(inputs):
         where = f"{name}, batch {batch}"
         if len(arguments) != len(names):
-            raise VerificationError(
-                f"{where}: {len(arguments)} inputs given, and the ONNX model takes {len(names)}."
-            )
+            raise VerificationError(f"{where}: {len(arguments)} inputs given, and the ONNX model takes {len(names)}.")
         with evaluation_mode(model), torch.no_grad():
             expected = [tensor.cpu().numpy() for tensor in output_tensors(model(*arguments))]
         feed = {key: tensor.detach().cpu().numpy() for key, tensor in zip(names, arguments, strict=True)}
@@ -97,9 +95,7 @@ def verify_onnx(
         except Exception as error:
             raise VerificationError(f"{where}: ONNX Runtime failed: {error}") from error
         if len(got) != len(expected):
-            raise VerificationError(
-                f"{where}: {len(got)} outputs from ONNX Runtime, {len(expected)} from PyTorch."
-            )
+            raise VerificationError(f"{where}: {len(got)} outputs from ONNX Runtime, {len(expected)} from PyTorch.")
         for position, (ours, truth) in enumerate(zip(got, expected, strict=True)):
             errors = _compare(ours, truth, atol, rtol, f"{where}, output {position}")
             absolute, relative = max(absolute, errors[0]), max(relative, errors[1])
@@ -133,8 +129,7 @@ def _compare(got: Array, expected: Array, atol: float, rtol: float, where: str) 
     for label, values in (("ONNX Runtime", ours), ("PyTorch", truth)):
         if np.isnan(values).any():
             raise VerificationError(
-                f"{where}: {int(np.isnan(values).sum())} of {values.size} values from {label} are not "
-                "numbers (NaN)."
+                f"{where}: {int(np.isnan(values).sum())} of {values.size} values from {label} are not numbers (NaN)."
             )
     magnitude = np.abs(truth)
     with np.errstate(invalid="ignore"):
@@ -146,9 +141,7 @@ def _compare(got: Array, expected: Array, atol: float, rtol: float, where: str) 
     allowed = atol + rtol * np.where(np.isfinite(magnitude), magnitude, 0.0)
     outside = difference > allowed
     if outside.any():
-        place = tuple(
-            int(i) for i in np.unravel_index(int(np.argmax(difference - allowed)), difference.shape)
-        )
+        place = tuple(int(i) for i in np.unravel_index(int(np.argmax(difference - allowed)), difference.shape))
         raise VerificationError(
             f"{where}: {int(outside.sum())} of {outside.size} values differ by more than {atol:g} + {rtol:g} "
             f"|value|; largest difference {absolute:.3g}, relative {relative:.3g}; worst at {place}: "

@@ -108,9 +108,7 @@ class Categorical(_ListChoice, MutableExpression):
 
     def check_value(self, value: Any) -> str | None:
         """Say what is wrong with a value, None if it is one of the list."""
-        return (
-            None if self._place(value) is not None else f"{value!r} is not one of the values {self.values!r}"
-        )
+        return None if self._place(value) is not None else f"{value!r} is not one of the values {self.values!r}"
 
     def canonical(self, value: Any) -> Any:
         """Return the equal value of the list."""
@@ -252,9 +250,7 @@ class CategoricalMultiple(_ListChoice):
     def canonical(self, value: Any) -> Any:
         """Return a new list with the equal values of this choice."""
         places = [self._place(item) for item in value]
-        return [
-            item if place is None else self.values[place] for item, place in zip(value, places, strict=True)
-        ]
+        return [item if place is None else self.values[place] for item, place in zip(value, places, strict=True)]
 
     def restore(self, data: Any) -> Any:
         """Return the value that JSON wrote as `data`."""

@@ -130,9 +130,7 @@ class _Recursion:
                     yield value, own * all(constraint.holds(partial) for constraint in direct)
                 del partial[label]
 
-    def last_of_constraints(
-        self, label: str, component: list[Mutable], partial: Partial
-    ) -> list[Mutable] | None:
+    def last_of_constraints(self, label: str, component: list[Mutable], partial: Partial) -> list[Mutable] | None:
         """Return the constraints if there is nothing else but labels, and `label` alone is undecided.
 
         This innermost loop is where enumeration spends its time, so it is kept free of the general recursion.

@@ -83,9 +83,7 @@ class MutableExpression(Mutable):
             try:
                 return given[leaf.label]
             except KeyError:
-                raise SampleError(
-                    f"no value is given for this label of {self.text()}", (leaf.label,)
-                ) from None
+                raise SampleError(f"no value is given for this label of {self.text()}", (leaf.label,)) from None
 
         return self.compute(lookup)
 
@@ -424,9 +422,7 @@ class Operation(MutableExpression):
             chosen = yes if _compute(pred, lookup) else no
             return _compute(chosen, lookup)
         if self.name == "unmatched":
-            raise ValueError(
-                f"no case applies and there is no default: {_compute(self.operands[0], lookup)!r}"
-            )
+            raise ValueError(f"no case applies and there is no default: {_compute(self.operands[0], lookup)!r}")
         return _OPERATORS[self.name](*(_compute(operand, lookup) for operand in self.operands))
 
     def text(self) -> str:

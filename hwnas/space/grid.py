@@ -20,9 +20,7 @@ def points(root: Mutable, memo: dict[str, Any] | None, granularity: int | None) 
 
     def options(depth: int) -> Iterator[Any]:
         label = labels[depth]
-        return (
-            iter([fixed[label]]) if label in fixed else structure.dimensions[label].grid_values(granularity)
-        )
+        return iter([fixed[label]]) if label in fixed else structure.dimensions[label].grid_values(granularity)
 
     partial = Partial()
     # known[d]: the verdict when the first d labels are decided; iterators[d]: the values still to come of
@@ -57,9 +55,7 @@ def points(root: Mutable, memo: dict[str, Any] | None, granularity: int | None) 
         yield sampling.fresh(partial)
 
 
-def active_points(
-    root: Mutable, memo: dict[str, Any] | None, granularity: int | None
-) -> Iterator[dict[str, Any]]:
+def active_points(root: Mutable, memo: dict[str, Any] | None, granularity: int | None) -> Iterator[dict[str, Any]]:
     """Iterate over the distinct assignments of active labels; see `Mutable.grid`."""
     structure = Structure(root)
     fixed = sampling.decided(structure.dimensions, memo)

@@ -55,9 +55,7 @@ def check_label(label: str) -> None:
         raise TypeError(f"a label must be a string, got {label!r} of type {type(label).__name__}")
     if not all(label.split("/")):
         problem = "is empty" if not label else "has a stray '/'"
-        raise ValueError(
-            f"label {label!r} {problem}; write a name such as 'act' or a path such as 'stem/act'"
-        )
+        raise ValueError(f"label {label!r} {problem}; write a name such as 'act' or a path such as 'stem/act'")
 
 
 def current_scope() -> str:

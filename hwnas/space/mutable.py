@@ -154,9 +154,7 @@ class Mutable(ABC):
         """
         return sampling.robust_default(self, memo, tries, seed)
 
-    def random(
-        self, memo: Sample | None = None, random_state: int | np.random.Generator | None = None
-    ) -> Sample:
+    def random(self, memo: Sample | None = None, random_state: int | np.random.Generator | None = None) -> Sample:
         """Draw a sample from the weights of the labels, conditioned on the constraints.
 
         Parameters
@@ -311,9 +309,7 @@ class LabeledMutable(Mutable):
         return self.canonical(sample[self.label])
 
 
-def _collect(
-    mutable: Mutable, is_leaf: Callable[[Mutable], bool] | None, found: dict[str, LabeledMutable]
-) -> None:
+def _collect(mutable: Mutable, is_leaf: Callable[[Mutable], bool] | None, found: dict[str, LabeledMutable]) -> None:
     if isinstance(mutable, LabeledMutable):
         known = found.setdefault(mutable.label, mutable)
         if not known.equals(mutable):

@@ -64,20 +64,14 @@ class Numerical(LabeledMutable, MutableExpression):
         if not self.low < self.high:
             raise ValueError(f"{where}: low must be less than high, got low={low!r} and high={high!r}")
         if (mu is None) != (sigma is None):
-            raise ValueError(
-                f"{where}: give both mu and sigma or none of them, got mu={mu!r} and sigma={sigma!r}"
-            )
+            raise ValueError(f"{where}: give both mu and sigma or none of them, got mu={mu!r} and sigma={sigma!r}")
         self.mu = None if mu is None else float(mu)
         self.sigma = None if sigma is None else float(sigma)
         if self.mu is not None and self.sigma is not None:
             if not (math.isfinite(self.mu) and math.isfinite(self.sigma) and self.sigma > 0):
-                raise ValueError(
-                    f"{where}: mu must be finite and sigma positive, got mu={mu!r} and sigma={sigma!r}"
-                )
+                raise ValueError(f"{where}: mu must be finite and sigma positive, got mu={mu!r} and sigma={sigma!r}")
         elif not (math.isfinite(self.low) and math.isfinite(self.high)):
-            raise ValueError(
-                f"{where}: give both low and high, or mu and sigma; got low={low!r} and high={high!r}"
-            )
+            raise ValueError(f"{where}: give both low and high, or mu and sigma; got low={low!r} and high={high!r}")
         elif log_distributed and self.low <= 0:
             raise ValueError(f"{where}: low must be positive for log_distributed, got {low!r}")
         self.log_distributed = bool(log_distributed)
@@ -190,9 +184,7 @@ class Numerical(LabeledMutable, MutableExpression):
 
     def __repr__(self) -> str:
         """Return the parameters that are set and the label."""
-        given = {
-            key: value for key, value in self.describe().items() if value is not None and value is not False
-        }
+        given = {key: value for key, value in self.describe().items() if value is not None and value is not False}
         del given["kind"]
         parts = [f"{key}={value!r}" for key, value in given.items()]
         return f"{type(self).__name__}({', '.join(parts)}, label={str(self.label)!r})"

@@ -34,18 +34,13 @@ def robust_default(root: Mutable, memo: dict[str, Any] | None, tries: int, seed:
     """Return the default, or a random sample if it is not valid; see `Mutable.robust_default`."""
     structure = Structure(root)
     fixed = decided(structure.dimensions, memo)
-    sample = {
-        label: fixed[label] if label in fixed else d.default_value()
-        for label, d in structure.dimensions.items()
-    }
+    sample = {label: fixed[label] if label in fixed else d.default_value() for label, d in structure.dimensions.items()}
     if structure.verdict(sample) is not True:
         sample = _draw(structure, fixed, np.random.default_rng(seed), tries)
     return finish(sample, memo)
 
 
-def draw(
-    root: Mutable, memo: dict[str, Any] | None, random_state: int | np.random.Generator | None
-) -> dict[str, Any]:
+def draw(root: Mutable, memo: dict[str, Any] | None, random_state: int | np.random.Generator | None) -> dict[str, Any]:
     """Draw a sample; see `Mutable.random`."""
     structure = Structure(root)
     fixed = decided(structure.dimensions, memo)
@@ -91,9 +86,7 @@ def _independent(structure: Structure, fixed: dict[str, Any], rng: np.random.Gen
     }
 
 
-def _draw(
-    structure: Structure, fixed: dict[str, Any], rng: np.random.Generator, tries: int
-) -> dict[str, Any]:
+def _draw(structure: Structure, fixed: dict[str, Any], rng: np.random.Generator, tries: int) -> dict[str, Any]:
     """Draw given the constraints: by rejection, then exactly, then by long rejection."""
     for _ in range(tries):
         sample = _independent(structure, fixed, rng)

@@ -33,9 +33,7 @@ def test_small_spaces_are_counted_exactly(
 
 def test_whole_numbers_in_a_large_space_are_counted_exactly() -> None:
     # 25 labels with costs 0..3: the number of ways to a sum is a coefficient of (1 + x + x^2 + x^3)^25.
-    model = CostModel(
-        {f"l{i}": range(4) for i in range(25)}, [Factor((f"l{i}",), np.arange(4)) for i in range(25)]
-    )
+    model = CostModel({f"l{i}": range(4) for i in range(25)}, [Factor((f"l{i}",), np.arange(4)) for i in range(25)])
     ways = [1]
     for _ in range(25):
         ways = [sum(ways[max(0, k - 3) : k + 1]) for k in range(len(ways) + 3)]
@@ -48,9 +46,7 @@ def test_whole_numbers_in_a_large_space_are_counted_exactly() -> None:
 
 def test_fractions_in_a_large_space_are_estimated_within_bounds() -> None:
     rng = np.random.default_rng(0)
-    model = CostModel(
-        {f"l{i}": range(4) for i in range(11)}, [Factor((f"l{i}",), rng.random(4)) for i in range(11)]
-    )
+    model = CostModel({f"l{i}": range(4) for i in range(11)}, [Factor((f"l{i}",), rng.random(4)) for i in range(11)])
     costs = model.evaluate(np.indices((4,) * 11).reshape(11, -1).T)
     count = model.count_within(4.0, 6.0)
     truth = np.count_nonzero((costs >= 4.0) & (costs <= 6.0))
@@ -63,9 +59,7 @@ def test_the_estimate_is_good_where_the_bounds_are_wide(monkeypatch: pytest.Monk
     monkeypatch.setattr("hwnas.cost.counting.LEVELS", (64, 64))
     monkeypatch.setattr("hwnas.cost.counting.ENUMERATION_LIMIT", 100)
     rng = np.random.default_rng(1)
-    model = CostModel(
-        {f"l{i}": range(4) for i in range(9)}, [Factor((f"l{i}",), rng.random(4)) for i in range(9)]
-    )
+    model = CostModel({f"l{i}": range(4) for i in range(9)}, [Factor((f"l{i}",), rng.random(4)) for i in range(9)])
     costs = model.evaluate(np.indices((4,) * 9).reshape(9, -1).T)
     low, high = np.quantile(costs, [0.3, 0.5])
     count = model.count_within(low, high)

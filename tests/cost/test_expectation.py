@@ -10,15 +10,10 @@ import torch
 from hwnas.cost import CostModel, Factor
 
 
-def _probabilities(
-    model: CostModel, seed: int, dtype: torch.dtype = torch.float64
-) -> dict[str, torch.Tensor]:
+def _probabilities(model: CostModel, seed: int, dtype: torch.dtype = torch.float64) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return {
-        label: torch.randn(size, generator=generator, dtype=torch.float64)
-        .softmax(0)
-        .to(dtype)
-        .requires_grad_()
+        label: torch.randn(size, generator=generator, dtype=torch.float64).softmax(0).to(dtype).requires_grad_()
         for label, size in zip(model.labels, model.domain.sizes, strict=True)
     }
 

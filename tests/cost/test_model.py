@@ -163,9 +163,7 @@ def test_json_round_trip_is_exact(make_model: Callable[..., CostModel]) -> None:
     assert back.unit == model.unit
     rows = np.zeros((1, len(model.labels)), dtype=int)
     assert back.evaluate(rows)[0] == model.evaluate(rows)[0]
-    for old, new in zip(
-        (*model.factors, *model.constraints), (*back.factors, *back.constraints), strict=True
-    ):
+    for old, new in zip((*model.factors, *model.constraints), (*back.factors, *back.constraints), strict=True):
         assert (old.labels, old.name, old.is_constraint) == (new.labels, new.name, new.is_constraint)
         np.testing.assert_array_equal(old.table, new.table)
 

@@ -220,9 +220,7 @@ def test_an_empty_window_names_its_neighbours(
 def test_neighbours_are_exact_with_coarse_bins_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hwnas.cost.nearest.LEVELS", (12, 12))
     rng = np.random.default_rng(2)
-    model = CostModel(
-        {f"l{i}": range(4) for i in range(6)}, [Factor((f"l{i}",), rng.random(4)) for i in range(6)]
-    )
+    model = CostModel({f"l{i}": range(4) for i in range(6)}, [Factor((f"l{i}",), rng.random(4)) for i in range(6)])
     costs = np.sort(model.evaluate(np.indices((4,) * 6).reshape(6, -1).T))
     for gap in (3, 1000, 2048, 4000):
         below, above = costs[gap : gap + 2]
@@ -255,9 +253,7 @@ def test_dead_ends_behind_constraints_are_avoided(enumerate_model: Callable[[Cos
 
 def test_a_window_too_narrow_to_decide_says_so() -> None:
     rng = np.random.default_rng(0)
-    model = CostModel(
-        {f"l{i}": range(9) for i in range(12)}, [Factor((f"l{i}",), rng.random(9)) for i in range(12)]
-    )
+    model = CostModel({f"l{i}": range(9) for i in range(12)}, [Factor((f"l{i}",), rng.random(9)) for i in range(12)])
     middle = (model.minimum().cost + model.maximum().cost) / 2
     with pytest.raises(BudgetError, match="too narrow to search fully") as caught:
         model.sample_within(low=middle, high=middle)
@@ -265,9 +261,7 @@ def test_a_window_too_narrow_to_decide_says_so() -> None:
 
 
 def test_constraints_that_allow_nothing_are_reported() -> None:
-    model = CostModel(
-        {"a": [1, 2]}, [Factor(("a",), [1.0, 2.0])], constraints=[Factor(("a",), [False, False])]
-    )
+    model = CostModel({"a": [1, 2]}, [Factor(("a",), [1.0, 2.0])], constraints=[Factor(("a",), [False, False])])
     with pytest.raises(BudgetError, match="constraints"):
         model.sample_within()
     model = CostModel({"a": [1, 2]}, [], constraints=[Factor(("a",), [True, False])])

@@ -174,9 +174,7 @@ def test_a_loss_that_is_not_finite_stops_training(value):
             self.calls += scores.requires_grad
             return F.cross_entropy(scores, targets) + (value if self.calls == 6 else 0)
 
-    with pytest.raises(
-        TrainingError, match=rf"epoch 1, step 5 \(batch 1 of the epoch\): the training loss is {value}"
-    ):
+    with pytest.raises(TrainingError, match=rf"epoch 1, step 5 \(batch 1 of the epoch\): the training loss is {value}"):
         evaluator(criterion=Explodes()).fit(model())
 
 

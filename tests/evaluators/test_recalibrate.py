@@ -64,8 +64,7 @@ def test_the_past_leaves_no_trace():
     recalibrate_batch_norm(first, batches())
     recalibrate_batch_norm(second, batches())
     assert all(
-        torch.equal(a, b)
-        for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True)
+        torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True)
     )
 
 
@@ -81,9 +80,7 @@ def test_only_statistics_change():
     assert all(parameter.grad is None for parameter in net.parameters())
     changed = {name for name, tensor in net.state_dict().items() if not torch.equal(tensor, before[name])}
     assert changed == {
-        f"{layer}.{name}"
-        for layer in (1, 5)
-        for name in ("running_mean", "running_var", "num_batches_tracked")
+        f"{layer}.{name}" for layer in (1, 5) for name in ("running_mean", "running_var", "num_batches_tracked")
     }
 
 
@@ -163,9 +160,7 @@ def test_sliced_batch_norm():
 
 
 def test_layers_without_statistics_and_models_without_layers_are_left_alone():
-    net = nn.Sequential(
-        nn.BatchNorm1d(3, track_running_stats=False), nn.InstanceNorm1d(3, track_running_stats=True)
-    )
+    net = nn.Sequential(nn.BatchNorm1d(3, track_running_stats=False), nn.InstanceNorm1d(3, track_running_stats=True))
     before = snapshot(net)
     recalibrate_batch_norm(net, [])
     assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())

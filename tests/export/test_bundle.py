@@ -78,8 +78,7 @@ def test_description(written):
         content = (written.folder / name).read_bytes()
         assert data["files"][name] == {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
     assert (
-        data["versions"]["torch"] == torch.__version__.split("+")[0]
-        or data["versions"]["torch"] == torch.__version__
+        data["versions"]["torch"] == torch.__version__.split("+")[0] or data["versions"]["torch"] == torch.__version__
     )
     assert data["verification"]["n_batches"] == 2
 

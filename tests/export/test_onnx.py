@@ -172,8 +172,7 @@ def test_many_compute_what_pytorch_computes(exported):
 def test_many_stand_alone(exported):
     models, _, contents = exported
     weights = [
-        sum(len(tensor.raw_data) for tensor in onnx.load_from_string(each).graph.initializer)
-        for each in contents
+        sum(len(tensor.raw_data) for tensor in onnx.load_from_string(each).graph.initializer) for each in contents
     ]
     for model, content, size in zip(models, contents, weights, strict=True):
         proto = onnx.load_from_string(content)

@@ -31,9 +31,7 @@ def test_what_an_inner_graph_takes_from_outside_comes_along():
 
     nodes = [
         helper.make_node("Add", ["x", "x"], ["double"]),
-        helper.make_node(
-            "If", ["flag"], ["y"], then_branch=branch("then", "Add"), else_branch=branch("else", "Mul")
-        ),
+        helper.make_node("If", ["flag"], ["y"], then_branch=branch("then", "Add"), else_branch=branch("else", "Mul")),
         helper.make_node("Relu", ["other"], ["z"]),
     ]
     weight = numpy_helper.from_array(np.array([3.0, 4.0], dtype=np.float32), "w")

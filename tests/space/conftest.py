@@ -30,9 +30,7 @@ class Branch(Mutable):
             yield self.parts[sample[self.choice.label]]
 
     def path_piece(self, sub: Mutable) -> str:
-        return (
-            "" if sub is self.choice else next(f"part{i}" for i, part in enumerate(self.parts) if part is sub)
-        )
+        return "" if sub is self.choice else next(f"part{i}" for i, part in enumerate(self.parts) if part is sub)
 
     def freeze(self, sample: Sample) -> Any:
         self.validate(sample)
@@ -128,10 +126,7 @@ def all_points(spec: tuple[Any, ...]) -> list[Sample]:
 
 def active_points(spec: tuple[Any, ...]) -> set[tuple[tuple[str, Any], ...]]:
     """Return the distinct assignments of active labels."""
-    return {
-        tuple(sorted((label, point[label]) for label in activity(spec, point)[0]))
-        for point in all_points(spec)
-    }
+    return {tuple(sorted((label, point[label]) for label in activity(spec, point)[0])) for point in all_points(spec)}
 
 
 _leaf = st.tuples(st.just("leaf"), st.sampled_from(sorted(LEAVES)))

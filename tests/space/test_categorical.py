@@ -45,9 +45,7 @@ def non_empty_subsets(values: list[Any], shares: list[float]) -> dict[Any, float
     expected = {}
     for inside in itertools.product([False, True], repeat=len(values)):
         if any(inside):
-            mass = math.prod(
-                share if taken else 1 - share for share, taken in zip(shares, inside, strict=True)
-            )
+            mass = math.prod(share if taken else 1 - share for share, taken in zip(shares, inside, strict=True))
             expected[tuple(itertools.compress(values, inside))] = mass
     total = sum(expected.values())
     return {value: mass / total for value, mass in expected.items()}

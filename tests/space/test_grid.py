@@ -59,11 +59,7 @@ def test_a_constraint_cuts_before_the_product_is_run_through() -> None:
 def test_memo_fixes_labels_and_is_left_alone() -> None:
     space = MutableList([Categorical([1, 2], label="a"), Categorical([1, 2], label="b")])
     memo = {"a": 2, "elsewhere": 0}
-    assert (
-        list(space.grid(memo))
-        == list(space.grid(memo, active_only=True))
-        == [{"a": 2, "b": 1}, {"a": 2, "b": 2}]
-    )
+    assert list(space.grid(memo)) == list(space.grid(memo, active_only=True)) == [{"a": 2, "b": 1}, {"a": 2, "b": 2}]
     assert memo == {"a": 2, "elsewhere": 0}
     with pytest.raises(SampleError, match=r"^a: the value given in memo is wrong"):
         list(space.grid({"a": 5}))

@@ -11,9 +11,7 @@ from hwnas.space import Categorical, Mutable, MutableList, Sample
 
 
 def test_simplify_is_ordered_and_without_repetition() -> None:
-    space = MutableList(
-        [Categorical([1], label="b"), Categorical([1, 2], label="a"), Categorical([1], label="b")]
-    )
+    space = MutableList([Categorical([1], label="b"), Categorical([1, 2], label="a"), Categorical([1], label="b")])
     found = space.simplify()
     assert list(found) == ["b", "a"]
     assert found["b"] is space[0]

@@ -86,9 +86,7 @@ def test_other_objects_are_refused() -> None:
         sample_to_json({"x": object()})
 
 
-@pytest.mark.parametrize(
-    "text", ['{"schema_version": 1, "sample": {"rate": NaN}}', "{", "", '{"a": Infinity}']
-)
+@pytest.mark.parametrize("text", ['{"schema_version": 1, "sample": {"rate": NaN}}', "{", "", '{"a": Infinity}'])
 def test_files_that_are_not_json_are_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "s.json").write_text(text)
     with pytest.raises(SampleError, match=r"s\.json does not hold a sample in JSON"):
@@ -97,9 +95,7 @@ def test_files_that_are_not_json_are_refused(text: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("version", [2, 0, None, "1", True, 1.0])
 def test_other_schema_versions_are_refused(version: Any) -> None:
-    with pytest.raises(
-        SampleError, match=r"schema version .*, this version of hwnas reads 1; .*read it with"
-    ):
+    with pytest.raises(SampleError, match=r"schema version .*, this version of hwnas reads 1; .*read it with"):
         sample_from_json({"schema_version": version, "sample": {}}, MutableList())
 
 

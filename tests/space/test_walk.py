@@ -30,9 +30,7 @@ def test_a_verdict_on_a_part_holds_for_all_completions(toys: SimpleNamespace, da
     verdict = structure.verdict(partial)
     known = dict(partial)
     for _ in range(10):
-        full = {
-            label: known.get(label, data.draw(st.sampled_from(values))) for label, values in domains.items()
-        }
+        full = {label: known.get(label, data.draw(st.sampled_from(values))) for label, values in domains.items()}
         holds = toys.activity(spec, full)[1]
         if isinstance(verdict, bool):
             assert holds == verdict

@@ -1,0 +1,192 @@
+"""``hwnas profile``: what the members of a space cost, and how well that is predicted."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hwnas.cli.console import narration
+from hwnas.cli.exit_codes import exit_codes
+from hwnas.cli.fvcore_check import compare_macs, require_fvcore
+from hwnas.cli.options import BatchSize, Debug, Json, Seed, Space, Store, Threads, default_store
+from hwnas.cli.output import percent, print_json
+from hwnas.errors import HwnasError, UnsupportedError
+
+if TYPE_CHECKING:
+    from hwnas.cost import CostModel
+    from hwnas.experiment import Narrator, Task
+    from hwnas.profilers import LatencyStore
+    from hwnas.space import Mutable, Sample
+
+RANDOM_MEMBERS = 1000
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+# fvcore and hwnas count alike: more than rounding is a fault in one of them.
+MACS_TOLERANCE = 1e-6
+
+
+def profile(
+    space: Space,
+    batch_size: BatchSize = 64,
+    threads: Threads = 1,
+    store: Store = None,
+    seconds: Annotated[float, typer.Option("--seconds", min=0.1, help="Time for measuring, in seconds.")] = 60.0,
+    members: Annotated[
+        int,
+        typer.Option("--members", min=2, help="Whole members on which predictions are compared with measurements."),
+    ] = 30,
+    check: Annotated[bool, typer.Option("--check", help="Compare MACs with fvcore.")] = False,
+    seed: Seed = 0,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Measure the parts of SPACE and tell what its members cost: latency, MACs, parameters."""
+    with exit_codes(debug=debug), narration() as narrator:
+        if check:
+            require_fvcore()
+        from hwnas.experiment import load_task
+        from hwnas.profilers import LatencyStore
+
+        task = load_task(space, seed)
+        with LatencyStore(store or default_store()) as opened:
+            found = _profile(
+                task,
+                opened,
+                narrator,
+                batch_size,
+                threads,
+                seconds=seconds,
+                members=members,
+                check=check,
+                seed=seed,
+            )
+    if as_json:
+        print_json(found)
+    else:
+        from hwnas.cli.profile_table import print_profile
+
+        print_profile(found)
+    with exit_codes(debug=debug):
+        _raise_on_difference(found.get("fvcore"))
+
+
+def _profile(
+    task: Task,
+    store: LatencyStore,
+    narrator: Narrator,
+    batch_size: int,
+    threads: int,
+    *,
+    seconds: float,
+    members: int,
+    check: bool,
+    seed: int,
+) -> dict[str, Any]:
+    import numpy as np
+
+    from hwnas.profilers import FlopsProfiler, NumParamsProfiler, OnnxRuntimeLatencyProfiler, OrtTarget
+
+    space, example = task.make_space(), task.example(batch_size)
+    narrator.stage("count multiply-adds and parameters")
+    macs, parameters = FlopsProfiler(space, example), NumParamsProfiler(space, example)
+    comparison = compare_macs(task, macs, example, seed) if check else None
+    narrator.stage("measure the parts of the space")
+    latency = OnnxRuntimeLatencyProfiler(
+        space,
+        example,
+        OrtTarget(intra_op_threads=threads),
+        store=store,
+        budget_s=seconds,
+        seed=seed,
+        progress=narrator.progress,
+    )
+    narrator.stage(f"compare predictions with measurements of {members} members")
+    report = latency.report(members)
+
+    models = {
+        "latency_ms": latency.cost_model,
+        "macs": macs.cost_model,
+        "parameters": parameters.cost_model,
+    }
+    samples = _random_members(space, models["latency_ms"], seed)
+    costs = {name: np.asarray(model.evaluate(samples)) for name, model in models.items()}
+    median = samples[int(np.argsort(costs["latency_ms"])[RANDOM_MEMBERS // 2])]
+    return {
+        "space": task.name,
+        "members": _size(space),
+        "batch_size": batch_size,
+        "random_members": RANDOM_MEMBERS,
+        "device": latency.device.to_dict(),
+        "target": latency.target.to_dict(),
+        "costs": {name: _spread(model, costs[name]) for name, model in models.items()},
+        "spearman_macs_latency": _spearman(costs["macs"], costs["latency_ms"]),
+        "median_member": {
+            "sample": median,
+            "latency_ms": latency.profile(median),
+            "parts": _parts(latency.cost_model, median),
+        },
+        "accuracy": report.to_dict(),
+        **({} if comparison is None else {"fvcore": comparison}),
+    }
+
+
+def _size(space: Mutable) -> int | None:
+    from hwnas.space import UncountableError
+
+    try:
+        return space.size()
+    except UncountableError:
+        return None
+
+
+def _random_members(space: Mutable, model: CostModel, seed: int) -> list[Sample]:
+    """Draw members by their prior weights, all at once: `space.random` walks all modules for each."""
+    from hwnas.cost import CostModel
+    from hwnas.space import Categorical
+
+    weights = {
+        label: choice.weights
+        for label, choice in space.simplify().items()
+        if isinstance(choice, Categorical) and choice.weights is not None
+    }
+    free = CostModel(model.domain.values, (), constraints=model.constraints)
+    return free.sample_within(n=RANDOM_MEMBERS, seed=seed, weights=weights)
+
+
+def _spread(model: CostModel, costs: Any) -> dict[str, Any]:
+    import numpy as np
+
+    try:
+        low, high = model.minimum().cost, model.maximum().cost
+    except UnsupportedError:  # exact bounds are out of reach where very many labels depend on each other
+        low = high = math.nan
+    quantiles = {f"q{round(100 * q):02d}": float(np.quantile(costs, q)) for q in QUANTILES}
+    return {"min": low, **quantiles, "max": high}
+
+
+def _spearman(first: Any, second: Any) -> float:
+    import numpy as np
+    from scipy import stats
+
+    if np.ptp(first) == 0 or np.ptp(second) == 0:
+        return math.nan  # nothing to rank
+    return float(stats.spearmanr(first, second).statistic)
+
+
+def _parts(model: CostModel, sample: Sample) -> list[dict[str, Any]]:
+    total: dict[str, float] = {}
+    for name, cost in model.breakdown(sample):
+        if cost != 0:
+            total[name] = total.get(name, 0.0) + cost
+    ordered = sorted(total.items(), key=lambda part: -part[1])
+    return [{"name": "empty run" if name == "constant" else name, "latency_ms": cost} for name, cost in ordered]
+
+
+def _raise_on_difference(check: dict[str, Any] | None) -> None:
+    if check is not None and check["largest_difference"] > MACS_TOLERANCE:
+        raise HwnasError(
+            f"MACs differ from fvcore's by up to {percent(check['largest_difference'])}: {check['macs']:.0f} "
+            f"against {check['fvcore_macs']:.0f} for {check['sample']}. fvcore counted nothing for: "
+            f"{', '.join(check['uncounted']) or 'none'}"
+        )

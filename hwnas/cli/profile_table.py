@@ -1,0 +1,70 @@
+"""The tables that a profile is shown in."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from hwnas.cli.output import compact, milliseconds, percent, print_lines, print_table, setting
+
+PARTS_SHOWN = 10
+
+
+def print_profile(found: dict[str, Any]) -> None:
+    """Print a profile, for people.
+
+    Parameters
+    ----------
+    found : dict
+        What ``hwnas profile --json`` prints.
+    """
+    _print_costs(found)
+    _print_parts(found["median_member"])
+    report = found["accuracy"]
+    print_lines(
+        f"predicted against measured latency of {report['n']} members that took no part in the calibration:",
+        f"  rank correlation: Spearman {_number(report['spearman'])}, Kendall {_number(report['kendall'])}",
+        f"  mean error {percent(report['mape'])}; within 5 %: {percent(report['within_5'], 0)}, "
+        f"within 10 %: {percent(report['within_10'], 0)} of members",
+        f"  inside the predicted 90 % interval: {percent(report['coverage_90'], 0)}; "
+        f"noise of the measurements themselves: {percent(report['noise'])}",
+    )
+    if "fvcore" in found:
+        check = found["fvcore"]
+        print_lines(
+            f"MACs against fvcore on {check['members']} members: largest relative difference "
+            f"{check['largest_difference']:.1e}"
+        )
+
+
+def _print_costs(found: dict[str, Any]) -> None:
+    where = setting(found["space"], found["batch_size"], found["target"]["intra_op_threads"])
+    size = "uncountably many" if found["members"] is None else f"{found['members']:,}"
+    costs = found["costs"]
+    shown = {
+        "latency (ms)": [milliseconds(cost) for cost in costs["latency_ms"].values()],
+        "MACs": [compact(cost) for cost in costs["macs"].values()],
+        "parameters": [compact(cost) for cost in costs["parameters"].values()],
+    }
+    headings = [f"{int(name[1:])} %" if name.startswith("q") else name for name in costs["latency_ms"]]
+    rows = [(name, *cells) for name, cells in shown.items()]
+    print_table(f"{where}; {size} members", ["cost", *headings], rows)
+    print_lines(
+        f"quantiles of {found['random_members']:,} random members; their rank correlation (Spearman) "
+        f"of MACs and latency is {_number(found['spearman_macs_latency'])}",
+        "",
+    )
+
+
+def _print_parts(member: dict[str, Any]) -> None:
+    total = member["latency_ms"]
+    parts = [(part["name"], part["latency_ms"]) for part in member["parts"]]
+    rest = parts[PARTS_SHOWN:]
+    if rest:
+        parts = [*parts[:PARTS_SHOWN], (f"{len(rest)} others", sum(cost for _, cost in rest))]
+    rows = [(name, milliseconds(cost), percent(cost / total)) for name, cost in parts]
+    print_table(f"parts of the median member, {milliseconds(total)} ms", ["part", "ms", "share"], rows)
+
+
+def _number(value: float) -> str:
+    return f"{value:.3f}" if math.isfinite(value) else "undefined"

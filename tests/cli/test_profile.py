@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+
+from hwnas.cli import profile
+
+
+def test_figures_of_a_space_that_can_be_counted_by_hand(run, tiny):
+    options = (tiny, "--batch-size", 2, "--seconds", 0.5, "--members", 8)
+    result = run("profile", *options, "--check", "--json")
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert found["members"] == 4
+    # Two images of 64 pixels: 9 weights for each channel, then the head.
+    assert found["costs"]["macs"]["min"] == 2 * (4 * 9 * 64 + 4 * 10)
+    assert found["costs"]["macs"]["max"] == 2 * (8 * 9 * 64 + 8 * 10)
+    assert found["costs"]["parameters"]["min"] == 4 * 9 + 4 + 4 * 10 + 10
+    assert found["costs"]["parameters"]["max"] == 8 * 9 + 8 + 8 * 10 + 10
+    latency = list(found["costs"]["latency_ms"].values())
+    assert latency == sorted(latency)
+    median = found["median_member"]
+    assert sum(part["latency_ms"] for part in median["parts"]) == pytest.approx(median["latency_ms"])
+    assert found["fvcore"]["largest_difference"] == 0
+    assert found["accuracy"]["n"] == 8
+
+    # Everything is in the store now.
+    result = run("profile", *options)
+    assert result.exit_code == 0
+    assert "4 members" in result.stdout
+    assert "stem" in result.stdout
+    assert "fvcore" not in result.stdout
+
+
+def test_a_difference_to_fvcore_is_a_failure(run, monkeypatch):
+    check = {
+        "members": 20,
+        "largest_difference": 0.5,
+        "sample": {"width": 8},
+        "macs": 30.0,
+        "fvcore_macs": 20.0,
+        "uncounted": ["aten::silu"],
+    }
+    monkeypatch.setattr(profile, "require_fvcore", lambda: None)
+    monkeypatch.setattr("hwnas.experiment.load_task", lambda *_: None)
+    monkeypatch.setattr(profile, "_profile", lambda *_, **__: {"fvcore": check})
+    result = run("profile", "digits", "--check", "--json")
+    assert result.exit_code == 1
+    assert json.loads(result.stdout)["fvcore"]["macs"] == 30
+    assert "50.0 %" in result.stderr
+    assert "aten::silu" in result.stderr
+
+
+def test_without_fvcore_the_message_says_how_to_install_it(run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "fvcore.nn", None)
+    result = run("profile", "digits", "--check")
+    assert result.exit_code == 1
+    assert "hwnas[check]" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(("option", "value"), [("--members", "1"), ("--batch-size", "0"), ("--seconds", "0")])
+def test_bad_values_are_usage_errors(run, option, value):
+    assert run("profile", "digits", option, value).exit_code == 2
+
+
+def test_a_store_that_cannot_be_opened_is_a_failure(run, tiny, tmp_path):
+    (tmp_path / "store").write_text("no database at all, whatever its name may be")
+    result = run("profile", tiny, "--store", "store")
+    assert result.exit_code == 1
+    assert "--store" in result.stderr
