@@ -78,7 +78,7 @@ class OnnxRuntimeLatencyProfiler(Profiler):
     store : LatencyStore, optional
         Where measurements are kept and looked up; in memory unless given.
     budget_s : float, default 60
-        Time for measuring, in seconds. Preparing the models comes on top.
+        Time for measuring, in seconds, at the most. Preparing the models comes on top.
     relative_error : float, default 0.01
         Standard error at which the measuring of a part ends.
     calibration : int, default 16
@@ -184,7 +184,7 @@ class OnnxRuntimeLatencyProfiler(Profiler):
         result = measure(
             workloads,
             self.target,
-            budget_s=self.budget_s,
+            budget_s=min(self.budget_s, 3.0 + 1.5 * len(workloads)),
             relative_error=self.relative_error,
             floor_ms=self.store.canary_floor_ms(self.device.key, self.target.key),
             seed=self.seed,

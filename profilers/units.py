@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hwnas.nn import MutableModule
+from hwnas.nn import MutableModule, module_mutables
 from hwnas.nn.freezing import freeze_module
 from hwnas.profilers.profiler import combinations, domain_of
 from hwnas.profilers.symbols import Table, check_table_size, union
@@ -141,9 +141,8 @@ def _module_unit(trace: Trace, module: nn.Module, call: ModuleCall) -> Unit | No
         return None
     domain = {
         label: values
-        for part in parts
-        if isinstance(part, MutableModule)
-        for label, values in domain_of(part).items()
+        for mutable in ([module] if isinstance(module, MutableModule) else module_mutables(module))
+        for label, values in domain_of(mutable).items()
         if label not in trace.fixed
     }
     tables = _shape_tables(trace, (call.args, call.kwargs))

@@ -37,17 +37,21 @@ def search(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     batch_size: BatchSize = 64,
     threads: Threads = 1,
-    epochs: Annotated[int, typer.Option("--epochs", min=1, help="Passes over the data for the super-net.")] = 60,
+    epochs: Annotated[int, typer.Option("--epochs", min=1, help="Passes over the data for the super-net.")] = 40,
     train_epochs: Annotated[
         int,
         typer.Option("--train-epochs", min=1, help="Passes over the data for each model of the final table."),
-    ] = 30,
+    ] = 25,
     evaluations: Annotated[
         int, typer.Option("--evaluations", min=1, help="Members that are scored on the super-net.")
-    ] = 150,
+    ] = 100,
     profile_seconds: Annotated[
         float, typer.Option("--profile-seconds", help="Time for measuring parts, in seconds.")
     ] = 45.0,
+    train_threads: Annotated[
+        int,
+        typer.Option("--train-threads", min=1, help="Threads of PyTorch; more pay for large models on an idle machine."),
+    ] = 1,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -74,6 +78,7 @@ def search(
             train_epochs=train_epochs,
             evaluations=evaluations,
             profile_s=profile_seconds,
+            train_threads=train_threads,
         )
         task = experiment.load_task(space, seed)
         narrator.say(f"run folder: {folder}")

@@ -26,16 +26,19 @@ class SearchSettings:
         Images that the exported model classifies in one run.
     threads : int, default 1
         Threads of ONNX Runtime inside an operator.
-    supernet_epochs : int, default 60
+    supernet_epochs : int, default 40
         Passes over the training data with shared weights.
-    train_epochs : int, default 30
+    train_epochs : int, default 25
         Passes over the training data for each model in the final table.
-    evaluations : int, default 150
+    evaluations : int, default 100
         Members that are scored on the super-net.
     finalists : int, default 4
-        Best-scored members that are measured as a whole before one is chosen.
+        Best-scored members that are measured as a whole and trained before one is chosen.
     profile_s : float, default 45
         Time for measuring parts, in seconds.
+    train_threads : int, default 1
+        Threads of PyTorch. More of them pay for large models on a machine that is not busy; the outcome depends on
+        their number in the last digits.
     """
 
     max_latency_ms: float
@@ -43,11 +46,12 @@ class SearchSettings:
     seed: int = 0
     batch_size: int = 64
     threads: int = 1
-    supernet_epochs: int = 60
-    train_epochs: int = 30
-    evaluations: int = 150
+    supernet_epochs: int = 40
+    train_epochs: int = 25
+    evaluations: int = 100
     finalists: int = 4
     profile_s: float = 45.0
+    train_threads: int = 1
 
     def __post_init__(self) -> None:
         if self.strategy not in STRATEGIES:
@@ -55,7 +59,8 @@ class SearchSettings:
         for name in ("max_latency_ms", "profile_s"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise HwnasError(f"{name} is {getattr(self, name)}; expected a positive number")
-        for name in ("batch_size", "threads", "supernet_epochs", "train_epochs", "evaluations", "finalists"):
+        counts = ("batch_size", "threads", "supernet_epochs", "train_epochs", "evaluations", "finalists", "train_threads")
+        for name in counts:
             if getattr(self, name) < 1:
                 raise HwnasError(f"{name} is {getattr(self, name)}; expected 1 or more")
 

@@ -189,7 +189,7 @@ class SubnetSearch:
                     self.on_evaluation(scored[key], len(scored), self.evaluations)
         finally:
             supernet.to(home)
-            pass
+            relaxation.resample(before)
         return sorted(scored.values(), key=RankedSubnet.rank)
 
     def _cost(self, sampler: FeasibleSampler, sample: Sample) -> float | None:

@@ -17,6 +17,7 @@ class MixedBatchNorm2d(MixedOperation, torch.nn.BatchNorm2d):
 
     _search_machinery = True
     mixable = ("num_features",)
+    widths_of_input = ("num_features",)
 
     @classmethod
     def maximal_arguments(cls, arguments: dict[str, Any]) -> dict[str, Any]:

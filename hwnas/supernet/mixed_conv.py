@@ -26,6 +26,7 @@ class MixedConv2d(MixedOperation, torch.nn.Conv2d):
 
     _search_machinery = True
     mixable = ("in_channels", "out_channels", "kernel_size", "padding", "groups")
+    widths_of_input = ("in_channels",)
 
     @classmethod
     def maximal_arguments(cls, arguments: dict[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ class MixedLinear(MixedOperation, torch.nn.Linear):
 
     _search_machinery = True
     mixable = ("in_features", "out_features")
+    widths_of_input = ("in_features",)
 
     @classmethod
     def maximal_arguments(cls, arguments: dict[str, Any]) -> dict[str, Any]:

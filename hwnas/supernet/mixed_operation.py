@@ -14,6 +14,7 @@ from hwnas.errors import UnsupportedError
 from hwnas.nn import ParametrizedModule
 from hwnas.nn.parametrized import arguments_at, expressions_in, map_argument
 from hwnas.space import LabeledMutable, Mutable, MutableExpression, Sample
+from hwnas.space.expression import Operation
 from hwnas.supernet.base import BaseSuperNetModule
 from hwnas.supernet.mixture import Mixture
 from hwnas.supernet.relaxation import Relaxation
@@ -39,6 +40,7 @@ class MixedOperation(BaseSuperNetModule, ParametrizedModule):
 
     _search_machinery = True
     mixable: ClassVar[tuple[str, ...]] = ()  # arguments that have a meaning as a mixture
+    widths_of_input: ClassVar[tuple[str, ...]] = ()  # those of them that say how wide the input is
 
     @classmethod
     def convert(cls, module: ParametrizedModule, relaxation: Relaxation) -> Self:
@@ -148,6 +150,17 @@ class MixedOperation(BaseSuperNetModule, ParametrizedModule):
                 raise refusal(module, name, argument, f"only {', '.join(cls.mixable)} can be mixed")
             if expressions and not isinstance(value, MutableExpression):
                 raise refusal(module, name, argument, "choices inside a tuple cannot be mixed")
+            if argument in cls.widths_of_input and any(_adds_choices(expression) for expression in expressions):
+                # Where mixed tensors are concatenated, each has its largest width: the columns of a member are not
+                # those that a prefix takes.
+                raise refusal(module, name, argument, "the width of a concatenation of mixed tensors is no prefix")
+
+
+def _adds_choices(expression: MutableExpression) -> bool:
+    """Tell whether a sum of several choices is part of an expression."""
+    operands = [operand for operand in expression.sub_mutables() if isinstance(operand, MutableExpression)]
+    is_sum = isinstance(expression, Operation) and expression.name == "+" and len(operands) > 1
+    return is_sum or any(_adds_choices(operand) for operand in operands)
 
 
 def refusal(module: ParametrizedModule, name: str, argument: str, reason: str) -> UnsupportedError:

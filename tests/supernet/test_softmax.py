@@ -431,3 +431,17 @@ def test_the_same_seed_gives_the_same_parameters() -> None:
     first, second, third = (Softmax([choice([1, 2, 3], "a")], seed=seed) for seed in (1, 1, 2))
     assert torch.equal(first.alpha("a"), second.alpha("a"))
     assert not torch.equal(first.alpha("a"), third.alpha("a"))
+
+
+@pytest.mark.parametrize("last", ["linear", "norm"])
+def test_the_width_of_a_concatenation_cannot_be_mixed(last: str) -> None:
+    class Joined(nn.ModelSpace):
+        def __init__(self) -> None:
+            super().__init__()
+            a, b = nn.ValueChoice([2, 4], label="a"), nn.ValueChoice([3, 6], label="b")
+            self.left, self.right = nn.Conv2d(1, a, 1), nn.Conv2d(1, b, 1)
+            self.last = nn.Linear(a + b, 2) if last == "linear" else nn.BatchNorm2d(a + b)
+
+    space = Joined()
+    with pytest.raises(UnsupportedError, match=r"last.*labels a, b.*concatenation"):
+        make_supernet(space, Softmax(space.simplify().values()))
