@@ -5,8 +5,8 @@ from hwnas.profilers.device import Device, describe_device
 from hwnas.profilers.filters import ProfilerFilter, RangeProfilerFilter
 from hwnas.profilers.flops import FlopsProfiler
 from hwnas.profilers.latency import OnnxRuntimeLatencyProfiler, Prediction
-from hwnas.profilers.measure import measure
 from hwnas.profilers.measurement import Measurement, SessionResult, Workload
+from hwnas.profilers.measuring import measure
 from hwnas.profilers.parameters import NumParamsProfiler
 from hwnas.profilers.penalties import ExpectationProfilerPenalty, ProfilerPenalty, SampleProfilerPenalty
 from hwnas.profilers.profiler import Profiler

@@ -14,8 +14,8 @@ from hwnas.export import export_many
 from hwnas.nn import ModelSpace
 from hwnas.profilers.accuracy import AccuracyReport, compare
 from hwnas.profilers.device import Device, describe_device
-from hwnas.profilers.measure import measure
 from hwnas.profilers.measurement import Measurement, Workload
+from hwnas.profilers.measuring import measure
 from hwnas.profilers.profiler import Profiler, build_cost_model, domain_of, masked
 from hwnas.profilers.store import LatencyStore
 from hwnas.profilers.symbols import Table

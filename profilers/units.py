@@ -22,7 +22,7 @@ from hwnas.nn import MutableModule, module_mutables
 from hwnas.nn.freezing import freeze_module
 from hwnas.profilers.profiler import combinations, domain_of
 from hwnas.profilers.symbols import Table, check_table_size, union
-from hwnas.profilers.tracing import ModuleCall, OpCall, Trace
+from hwnas.profilers.tracing import Join, ModuleCall, OpCall, Trace
 from hwnas.space import Sample
 from hwnas.supernet import BaseSuperNetModule, MixedOperation
 
@@ -119,14 +119,18 @@ def units_of(trace: Trace) -> Iterator[Unit]:
         if unit is not None and call.needed.values.any():
             yield unit
     carried = {id(tensor) for tensor in trace.inputs}
-    for operator in trace.operators:
-        tensors = [leaf for leaf in pytree.tree_leaves((operator.args, operator.kwargs)) if isinstance(leaf, Tensor)]
+    for event in trace.timeline:
+        if isinstance(event, Join):
+            if any(id(source) in carried for source, _ in event.sources):
+                carried.add(id(event.result))
+            continue
+        tensors = [leaf for leaf in pytree.tree_leaves((event.args, event.kwargs)) if isinstance(leaf, Tensor)]
         if not any(id(tensor) in carried for tensor in tensors):
             continue  # a constant, which ONNX Runtime folds
-        carried.update(id(leaf) for leaf in pytree.tree_leaves(operator.output) if isinstance(leaf, Tensor))
-        loose = operator.caller < 0 or not inside[operator.caller]
-        if loose and not _is_nothing(operator):
-            yield _operator_unit(trace, operator)
+        carried.update(id(leaf) for leaf in pytree.tree_leaves(event.output) if isinstance(leaf, Tensor))
+        loose = event.caller < 0 or not inside[event.caller]
+        if loose and not _is_nothing(event):
+            yield _operator_unit(trace, event)
 
 
 def _is_nothing(call: OpCall) -> bool:

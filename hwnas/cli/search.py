@@ -45,12 +45,15 @@ def search(
     evaluations: Annotated[
         int, typer.Option("--evaluations", min=1, help="Members that are scored on the super-net.")
     ] = 100,
+    finalists: Annotated[
+        int, typer.Option("--finalists", min=1, help="Best-scored members that are measured as a whole and trained.")
+    ] = 4,
     profile_seconds: Annotated[
         float, typer.Option("--profile-seconds", help="Time for measuring parts, in seconds.")
     ] = 45.0,
     train_threads: Annotated[
         int,
-        typer.Option("--train-threads", min=1, help="Threads of PyTorch; more pay for large models on an idle machine."),
+        typer.Option("--train-threads", min=1, help="Threads of PyTorch; more pay for large models."),
     ] = 1,
     as_json: Json = False,
     debug: Debug = False,
@@ -77,6 +80,7 @@ def search(
             supernet_epochs=epochs,
             train_epochs=train_epochs,
             evaluations=evaluations,
+            finalists=finalists,
             profile_s=profile_seconds,
             train_threads=train_threads,
         )

@@ -58,6 +58,10 @@ class RunFolder:
                 f"{self.path} holds a run already; go on with it by --resume, or choose another folder with --out"
             )
         before = self.load(CONFIG)
+        if not isinstance(before, dict):
+            raise RunFolderError(
+                f"{self.path / CONFIG} is damaged (it holds no object); choose another folder with --out"
+            )
         normal = json.loads(json.dumps(config))
         if before != normal:
             differing = sorted(key for key in {*before, *normal} if before.get(key) != normal.get(key))
@@ -82,7 +86,8 @@ class RunFolder:
         try:
             return json.loads((self.path / name).read_text())
         except (ValueError, UnicodeDecodeError) as error:
-            raise RunFolderError(f"{self.path / name} is damaged ({error}); remove it to repeat that stage") from error
+            advice = "choose another folder with --out" if name == CONFIG else "remove it to repeat that stage"
+            raise RunFolderError(f"{self.path / name} is damaged ({error}); {advice}") from error
 
     def save(self, name: str, data: Any) -> None:
         """Write a JSON file, all or nothing."""

@@ -15,6 +15,7 @@ from torch import nn
 
 from hwnas.cost import CostModel
 from hwnas.errors import BudgetError
+from hwnas.experiment.checkpoints import WholeCheckpoints, existing_checkpoint
 from hwnas.experiment.narrator import Narrator, Silent
 from hwnas.experiment.result import ModelRow, SearchResult
 from hwnas.experiment.run_folder import RunFolder
@@ -227,12 +228,14 @@ class _Run:
         last = checkpoints / "last.ckpt"
         # Without a metric to watch the one that is kept is the latest: one file, replaced after every epoch.
         keep = ModelCheckpoint(dirpath=checkpoints, filename="last", save_top_k=1, enable_version_counter=False)
-        evaluator = make_evaluator(self.task, settings.supernet_epochs, settings.seed, validate=False)
+        evaluator = make_evaluator(
+            self.task, settings.supernet_epochs, settings.seed, validate=False, plugins=[WholeCheckpoints()]
+        )
         strategy.run(
             space,
             evaluator,
             callbacks=[keep, EpochProgress(self.narrator, "super-net")],
-            ckpt_path=last if last.exists() else None,
+            ckpt_path=existing_checkpoint(last),
         )
         return strategy
 
@@ -266,7 +269,9 @@ class _Run:
                 measured.append((found.latency_ms, sample))
                 if found.latency_ms <= limit:
                     passed.append(sample)
-            self.narrator.say(f"{len(passed)} of the {len(measured)} best-scored members are measured within the budget")
+            self.narrator.say(
+                f"{len(passed)} of the {len(measured)} best-scored members are measured within the budget"
+            )
             if len(passed) >= (size + 1) // 2:
                 return passed[:size]
         if passed:

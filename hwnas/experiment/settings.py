@@ -59,7 +59,15 @@ class SearchSettings:
         for name in ("max_latency_ms", "profile_s"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise HwnasError(f"{name} is {getattr(self, name)}; expected a positive number")
-        counts = ("batch_size", "threads", "supernet_epochs", "train_epochs", "evaluations", "finalists", "train_threads")
+        counts = (
+            "batch_size",
+            "threads",
+            "supernet_epochs",
+            "train_epochs",
+            "evaluations",
+            "finalists",
+            "train_threads",
+        )
         for name in counts:
             if getattr(self, name) < 1:
                 raise HwnasError(f"{name} is {getattr(self, name)}; expected 1 or more")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import os
 import sys
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,13 +76,14 @@ def load_task(name: str, seed: int = 0) -> Task:
     """
     if name in BUILT_IN:
         return Task(name, BUILT_IN[name], digits(seed=seed))
-    path, separator, class_name = name.rpartition(":")
-    if not separator or not path.endswith(".py"):
+    file, separator, class_name = name.rpartition(":")
+    if not separator or not file.endswith(".py"):
         raise TaskError(
             f"unknown space {name!r}; built in: {', '.join(BUILT_IN)}. For a space of your own write "
             "path/to/file.py:ClassName"
         )
-    module = _import_file(Path(path))
+    path = Path(file)
+    module = _import_file(path)
     space_class = getattr(module, class_name, None)
     if not (inspect.isclass(space_class) and issubclass(space_class, ModelSpace)):
         found = [key for key, value in vars(module).items() if _is_space(value)]
@@ -92,9 +95,13 @@ def load_task(name: str, seed: int = 0) -> Task:
     try:
         data = make_data(seed=seed)
     except Exception as error:
-        raise TaskError(f"{path}: data(seed={seed}) failed with {type(error).__name__}: {error}") from error
+        raise TaskError(f"{path}: data(seed={seed}) failed with {_told(error, path)}") from error
+    if not isinstance(data, DataSplit):
+        raise TaskError(
+            f"{path}: data(seed={seed}) returned a {type(data).__name__}; expected a hwnas.evaluators.DataSplit"
+        )
     task = Task(name, space_class, data)
-    _check(task)
+    _check(task, path)
     return task
 
 
@@ -115,36 +122,32 @@ def _import_file(path: Path) -> ModuleType:
         specification.loader.exec_module(module)
     except Exception as error:
         del sys.modules[name]
-        raise TaskError(f"{path} failed with {type(error).__name__}: {_where(error, path)}{error}") from error
+        raise TaskError(f"{path} failed with {_told(error, path)}") from error
     return module
 
 
-def _where(error: BaseException, path: Path) -> str:
-    """Name the last line of the user's file that the error came through."""
-    if isinstance(error, SyntaxError):
-        return ""
-    lines = (
-        [frame.lineno for frame in inspect.getinnerframes(error.__traceback__) if frame.filename == str(path)]
-        if (error.__traceback__)
-        else []
-    )
-    return f"line {lines[-1]}: " if lines else ""
+def _told(error: Exception, path: Path) -> str:
+    """Describe an error with the last line of the user's file that it came through."""
+    file = os.path.abspath(path)  # as the import system writes it
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+    # The message of a syntax error has its line already.
+    line = f"line {lines[-1]}: " if lines and not isinstance(error, SyntaxError) else ""
+    return f"{type(error).__name__}: {line}{error}"
 
 
-def _check(task: Task) -> None:
+def _check(task: Task, path: Path) -> None:
     """Run the default member once on real data."""
     try:
         space = task.make_space()
     except Exception as error:
-        raise TaskError(f"{task.name} cannot be built: {type(error).__name__}: {error}") from error
+        raise TaskError(f"{task.name} cannot be built: {_told(error, path)}") from error
     images = task.example(2)
     try:
         with torch.no_grad():
             scores = space.freeze(space.robust_default()).eval()(images)
     except Exception as error:
         raise TaskError(
-            f"{task.name}: the default member fails on data of shape {tuple(images.shape)}: "
-            f"{type(error).__name__}: {error}"
+            f"{task.name}: the default member fails on data of shape {tuple(images.shape)}: {_told(error, path)}"
         ) from error
     classes = int(task.data.train.tensors[1].max()) + 1
     if not isinstance(scores, Tensor) or scores.dim() != 2 or len(scores) != 2 or scores.shape[1] < classes:

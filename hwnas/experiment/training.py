@@ -6,6 +6,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -13,10 +14,10 @@ from hwnas.atomic import replacing
 from hwnas.evaluators import Classification, evaluate_accuracy
 from hwnas.evaluators.seeding import isolated_seed
 from hwnas.experiment.narrator import Narrator
-from hwnas.experiment.run_folder import RunFolder
+from hwnas.experiment.run_folder import RunFolder, RunFolderError
 from hwnas.experiment.task import Task
 from hwnas.nn import ModelSpace
-from hwnas.space import Sample
+from hwnas.space import Sample, sample_to_json
 
 # The recipe of every training from scratch and of the super-net: what small residual networks are trained with.
 RECIPE: dict[str, Any] = {
@@ -109,12 +110,23 @@ def train_member(
         Trained, in evaluation mode.
     val_accuracy, test_accuracy : float
         Fractions.
+
+    Raises
+    ------
+    RunFolderError
+        When what is in the run folder is damaged.
     """
     model = fresh_member(task, sample, seed)
     done, weights = f"trained/{name}.json", folder.path / "trained" / f"{name}.safetensors"
-    if folder.has(done):
-        model.load_state_dict(load_file(weights))
-        found = folder.load(done)
+    found = folder.load(done) if folder.has(done) else None
+    written = sample_to_json(sample)["sample"]
+    if found is not None and found["sample"] == written:  # else what was measured since has changed who is trained
+        try:
+            model.load_state_dict(load_file(weights))
+        except (SafetensorError, OSError, RuntimeError) as error:
+            raise RunFolderError(
+                f"{weights} is damaged ({error}); remove {folder.path / done} to train that member again"
+            ) from error
         return model.eval(), found["val_accuracy"], found["test_accuracy"]
     evaluator = make_evaluator(task, epochs, seed, validate=False)
     evaluator.fit(model, callbacks=[EpochProgress(narrator, f"train {name}")])
@@ -124,5 +136,5 @@ def train_member(
         test = evaluate_accuracy(model, task.data.test_loader())
     with replacing(weights) as temporary:
         save_file({key: tensor.contiguous() for key, tensor in model.state_dict().items()}, temporary)
-    folder.save(done, {"sample": sample, "val_accuracy": val, "test_accuracy": test})
+    folder.save(done, {"sample": written, "val_accuracy": val, "test_accuracy": test})
     return model, val, test

@@ -285,12 +285,3 @@ def test_ctrl_c_ends_the_process_with_130():
     assert "warning: the machine is busy" in told
     assert "--resume" in stderr
     assert "Traceback" not in stderr
-
-
-def test_the_defaults_are_those_of_the_settings() -> None:
-    defaults = {name: p.default for name, p in inspect.signature(search).parameters.items()}
-    settings = SearchSettings(max_latency_ms=1.0)
-    renamed = {"supernet_epochs": "epochs", "profile_s": "profile_seconds"}
-    for name, value in settings.to_dict().items():
-        if name != "max_latency_ms":
-            assert defaults[renamed.get(name, name)] == value, name

@@ -113,7 +113,7 @@ def test_the_spaces_of_a_file_are_told(write) -> None:
         ([10], "self.head(x.flatten(1)).unsqueeze(0)", r"\(1, 2, 10\); expected"),
         ([10], "self.head(x.flatten(1))[:1]", r"\(1, 10\); expected"),
         ([10], "[self.head(x.flatten(1))]", r"list; expected"),
-        ([10], "self.head(x)", r"fails on data of shape \(2, 1, 8, 8\): RuntimeError"),
+        ([10], "self.head(x)", r"fails on data of shape \(2, 1, 8, 8\): RuntimeError: line 10: "),
     ],
 )
 def test_a_member_that_does_not_fit_the_data_is_told(write, widths: list[int], result: str, told: str) -> None:
@@ -123,13 +123,13 @@ def test_a_member_that_does_not_fit_the_data_is_told(write, widths: list[int], r
 
 def test_a_space_that_cannot_be_built_is_told(write) -> None:
     text = SPACE.format(widths=[10], result=SCORES).replace("super().__init__()", "super().__init__(); self.missing")
-    with pytest.raises(TaskError, match=r"cannot be built: AttributeError: .*missing"):
+    with pytest.raises(TaskError, match=r"cannot be built: AttributeError: line 6: .*missing"):
         load_task(write(text))
 
 
 def test_data_that_fails_is_told(write) -> None:
     text = SPACE.format(widths=[10], result=SCORES)
-    with pytest.raises(TaskError, match=r"net\.py: data\(seed=4\) failed with OSError: no disk"):
+    with pytest.raises(TaskError, match=r"net\.py: data\(seed=4\) failed with OSError: line 13: no disk"):
         load_task(write(text + "\ndef data(seed):\n    raise OSError('no disk')\n"), seed=4)
     with pytest.raises(TaskError, match=r"net\.py: data\(seed=0\) returned a tuple; expected .*DataSplit"):
         load_task(write(text + "\ndef data(seed):\n    return 1, 2\n"))

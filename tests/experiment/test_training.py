@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hwnas.evaluators import evaluate_accuracy
-from hwnas.experiment import RunFolder, Silent, Task, training
+from hwnas.experiment import RunFolder, RunFolderError, Silent, Task, training
 from hwnas.experiment.training import fresh_member, fresh_space, make_evaluator, train_member
 
 SAMPLE = {"width": 4, "block": "conv1"}
@@ -76,5 +76,15 @@ def test_weights_that_are_damaged_or_missing_are_told(tiny: Task, tmp_path: Path
     train_member(tiny, "chosen", SAMPLE, 1, 0, folder, Silent())
     weights = folder.path / "trained" / "chosen.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
-    with pytest.raises(training.RunFolderError, match=r"chosen\.safetensors is damaged .*remove .*chosen\.json"):
+    with pytest.raises(RunFolderError, match=r"chosen\.safetensors is damaged .*remove .*chosen\.json"):
         train_member(tiny, "chosen", SAMPLE, 1, 0, folder, Silent())
+
+
+def test_what_was_trained_under_that_name_counts_only_for_its_own_sample(tiny: Task, tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run", {})
+    train_member(tiny, "finalist0", SAMPLE, 1, 0, folder, Silent())
+    other = {"width": 8, "block": "skip"}
+    model, val, _ = train_member(tiny, "finalist0", other, 1, 0, folder, Silent())
+    assert model.head.in_features == 8
+    assert folder.load("trained/finalist0.json")["sample"] == other
+    assert folder.load("trained/finalist0.json")["val_accuracy"] == val

@@ -50,7 +50,7 @@ class Net(nn.ModelSpace):
         return self.head((x * 2).mean((2, 3)))
 
 
-CONV = "body.blocks.{}.candidates.conv"
+CONV = "body.blocks.{}.candidates.0"
 EXPECTED: dict[str, tuple[set[str], Callable[[Sample], bool]]] = {
     "stem": ({"width"}, lambda s: True),
     CONV.format(0): ({"width", "kernel"}, lambda s: s["block0"] == "conv"),
@@ -78,19 +78,20 @@ def part_of(unit: Unit, sample: Sample) -> Workpiece:
 
 
 def macs_of(model: torch.nn.Module, *inputs: Tensor) -> float:
-    """Multiply-adds of the convolutions and linear layers that really run."""
-    total = 0
+    """Multiply-adds of the convolutions and linear layers whose result reaches the output."""
+    counted: list[tuple[torch.nn.Parameter, float]] = []
 
     def count(module: Any, args: Any, output: Tensor) -> None:
-        nonlocal total
-        total += output.numel() * module.weight[0].numel()
+        counted.append((module.weight, float(output.numel() * module.weight[0].numel())))
 
     layers = [module for module in model.modules() if isinstance(module, torch.nn.Conv2d | torch.nn.Linear)]
     handles = [layer.register_forward_hook(count) for layer in layers]
-    model(*inputs)
+    output = model(*inputs)
     for handle in handles:
         handle.remove()
-    return float(total)
+    if output.requires_grad:
+        output.sum().backward()
+    return sum(macs for weight, macs in counted if weight.grad is not None)
 
 
 def parts_add_up(space: nn.ModelSpace, x: Tensor = X) -> list[Unit]:
@@ -106,8 +107,13 @@ def parts_add_up(space: nn.ModelSpace, x: Tensor = X) -> list[Unit]:
 def shapes_seen(member: torch.nn.Module) -> dict[str, tuple[int, ...]]:
     """Return the shape of the input of every module."""
     seen: dict[str, tuple[int, ...]] = {}
-    for name, module in member.named_modules():
-        module.register_forward_pre_hook(lambda _, args, name=name: seen.setdefault(name, tuple(args[0].shape)))
+    names = {module: name for name, module in member.named_modules() if name in IN_MEMBER.values()}
+
+    def see(module: torch.nn.Module, args: Any) -> None:
+        seen[names[module]] = tuple(args[0].shape)
+
+    for module in names:
+        module.register_forward_pre_hook(see)
     member(X)
     return seen
 
@@ -133,10 +139,11 @@ def test_parts_run_where_a_member_runs_them(net: tuple[Net, list[Unit]]) -> None
             assert runs(unit, sample, domain) == EXPECTED[unit.name][1](sample), (unit.name, sample)
 
 
-def test_a_part_computes_what_it_computes_in_a_member(net: tuple[Net, list[Unit]]) -> None:
-    space, found = net
-    for sample in space.grid():
-        member = space.freeze(sample).eval()
+def test_a_part_computes_what_it_computes_in_a_member() -> None:
+    (trace,) = trace_everywhere(Net(), X)
+    found = list(units_of(trace))
+    for sample in trace.space.grid():
+        member = trace.space.freeze(sample).eval()  # with the weights of the parts
         seen = shapes_seen(member)
         for unit in found:
             if unit.name not in IN_MEMBER or not EXPECTED[unit.name][1](sample):

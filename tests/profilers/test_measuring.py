@@ -15,9 +15,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from hwnas.errors import HwnasError
-from hwnas.profilers import measure as measure_module
+from hwnas.profilers import measuring as measure_module
 from hwnas.profilers.canary import canary_model, identity_model
-from hwnas.profilers.measure import SessionResult, Workload, measure
+from hwnas.profilers.measuring import SessionResult, Workload, measure
 from hwnas.profilers.runner import Runner, choose_clock
 from hwnas.profilers.target import OrtTarget
 
