@@ -206,12 +206,13 @@ class OnnxRuntimeLatencyProfiler(Profiler):
 
         own = [np.vectorize(above, otypes=[float])(part.keys) for part in self._parts]
         traffic = [part.traffic for part in self._parts]
+        self._unfitted = self._add_up(own, constant=self.overhead_ms)
         self.scale, self.traffic_ms, self.relative_residual = 1.0, 0.0, float("nan")
         if anchors:
             found = self._lookup(anchor_keys)
             measured = np.array([found[key].latency_ms for key in anchor_keys])
             self.scale, self.traffic_ms = fit_coefficients(
-                np.asarray(self._add_up(own).evaluate(list(anchors))),
+                np.asarray(self._unfitted.evaluate(list(anchors))) - self.overhead_ms,
                 np.asarray(self._add_up(traffic).evaluate(list(anchors))),
                 measured,
                 self.overhead_ms,
@@ -239,6 +240,10 @@ class OnnxRuntimeLatencyProfiler(Profiler):
         """Return the predicted latency of a member with its standard deviation, in milliseconds."""
         latency = self.profile(sample)
         return Prediction(latency, latency * self.relative_residual)
+
+    def unfitted(self, sample: Sample) -> float:
+        """Return the plain sum of the parts of a member and an empty run, in milliseconds, for comparison."""
+        return float(self._unfitted.evaluate(sample))
 
     def measure(self, samples: Sequence[Sample]) -> list[Measurement]:
         """Measure whole members, interleaved, or look them up.

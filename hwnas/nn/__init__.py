@@ -12,9 +12,10 @@ from torch.nn import functional, init, parameter, utils
 from hwnas.nn.parametrized import BatchNorm2d, Conv2d, Linear  # noqa: F811
 # isort: on
 
+from hwnas.nn.holding import module_mutables
 from hwnas.nn.input_choice import ChosenInputs, InputChoice
 from hwnas.nn.layer_choice import LayerChoice
-from hwnas.nn.mutable_module import MutableModule, module_mutables
+from hwnas.nn.mutable_module import MutableModule
 from hwnas.nn.parametrized import ParametrizedModule
 from hwnas.nn.repeat import Repeat
 from hwnas.nn.space import ModelSpace

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import nn
 
+from hwnas.nn.holding import module_mutables
 from hwnas.space import Constraint, Mutable, Sample
 
 if TYPE_CHECKING:
@@ -58,8 +59,6 @@ def freeze_module(module: nn.Module, sample: Sample, memo: dict[int, Any]) -> nn
 
 def copy_frozen(module: nn.Module, sample: Sample, memo: dict[int, Any]) -> nn.Module:
     """Deep-copy `module` with every mutable inside it replaced by what the sample makes of it."""
-    from hwnas.nn.mutable_module import module_mutables
-
     for mutable in module_mutables(module):
         if id(mutable) in memo:
             continue

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from hwnas.nn.freezing import freeze_module
 from hwnas.nn.mutable_module import MutableModule
 from hwnas.nn.value_choice import given_weights
 from hwnas.space import CategoricalMultiple, Mutable, Sample
@@ -131,8 +132,6 @@ class InputChoice(MutableModule):
 
     def lower(self, sample: Sample, memo: dict[int, Any]) -> nn.Module:
         """Freeze to `ChosenInputs`."""
-        from hwnas.nn.freezing import freeze_module
-
         return freeze_module(ChosenInputs(sample[self.label], self.reduction).train(self.training), sample, {})
 
     def forward(self, candidate_inputs: Sequence[Tensor]) -> Any:

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from hwnas.nn.freezing import copy_frozen
-from hwnas.nn.mutable_module import OF_PYTORCH, MutableModule
+from hwnas.nn.holding import OF_PYTORCH
+from hwnas.nn.mutable_module import MutableModule
 from hwnas.space import MutableExpression, Sample
 
 Size = int | MutableExpression

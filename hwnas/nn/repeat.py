@@ -9,7 +9,8 @@ from typing import Any
 from torch import nn
 
 from hwnas.nn.freezing import freeze_module
-from hwnas.nn.mutable_module import MutableModule, module_mutables
+from hwnas.nn.holding import module_mutables
+from hwnas.nn.mutable_module import MutableModule
 from hwnas.nn.value_choice import ValueChoice
 from hwnas.space import Mutable, MutableExpression, Sample
 from hwnas.space.labels import resolve_label

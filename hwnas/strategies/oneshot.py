@@ -14,6 +14,7 @@ from torch import nn
 
 from hwnas.errors import TrainingError
 from hwnas.evaluators import Evaluator, Lightning
+from hwnas.evaluators.seeding import isolated_seed
 from hwnas.nn import ModelSpace, module_mutables
 from hwnas.space import Mutable, Sample
 from hwnas.strategies.base import Strategy, integer_seed
@@ -137,7 +138,9 @@ class OneShotStrategy(Strategy):
         relaxation = self.make_relaxation(space)
         extra = getattr(space, "extra_oneshot_hooks", None)
         hooks = [*self.mutation_hooks, *(extra(self) if extra else ()), *self.default_mutation_hooks()]
-        make_supernet(space, relaxation, hooks)
+        # Weights of layers with a choice in their size are made here, the largest ones that any member needs.
+        with isolated_seed(self.seed):
+            make_supernet(space, relaxation, hooks)
         self._supernet, self._relaxation = space, relaxation
         return space
 

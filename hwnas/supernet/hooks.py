@@ -10,7 +10,7 @@ from torch import nn
 
 from hwnas.errors import UnsupportedError
 from hwnas.nn import ModelSpace, MutableModule, ValueChoice
-from hwnas.nn.mutable_module import attribute_mutables
+from hwnas.nn.holding import attribute_mutables
 from hwnas.space import MutableExpression
 from hwnas.supernet.base import BaseSuperNetModule
 from hwnas.supernet.mixed_batch_norm import MixedBatchNorm2d

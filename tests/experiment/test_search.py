@@ -296,7 +296,7 @@ def test_members_that_are_slower_than_predicted_are_not_chosen(
     monkeypatch.setattr(
         OnnxRuntimeLatencyProfiler, "measure", lambda _, samples: [Measurement(0.3, 0.001, 20, False)] * len(samples)
     )
-    with pytest.raises(BudgetError, match=r"takes 0\.3 ms") as caught:
+    with pytest.raises(BudgetError, match=r"takes 0\.300 ms") as caught:
         run_search(tiny, settings(), folder, store=store, resume=True)
     assert caught.value.nearest == 0.3
 
