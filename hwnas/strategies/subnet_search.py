@@ -217,20 +217,20 @@ class SubnetSearch:
 
     def _all(self, sampler: FeasibleSampler) -> list[tuple[Sample, Key]] | None:
         """Return every feasible architecture, None if there are more than the budget or too many to list."""
-        try:
-            listable = sampler.space.size(active_only=True) <= self.evaluations * _LISTED_PER_EVALUATION
-        except ValueError:  # continuous dimensions, or too entangled to count
-            return None
-        if not listable:
-            return None
         found: dict[Key, Sample] = {}
         defaults = sampler.space.default()
-        for point in sampler.space.grid(active_only=True):
-            sample = {label: point.get(label, default) for label, default in fresh(defaults).items()}
-            if sampler.accepts(sample):
-                found.setdefault(architecture_key(sampler.space, sampler.dimensions, sample), sample)
-                if len(found) > self.evaluations:
+        try:
+            # Listed rather than counted: a space that is too large is recognised long before its end.
+            for number, point in enumerate(sampler.space.grid(active_only=True)):
+                if number >= self.evaluations * _LISTED_PER_EVALUATION:
                     return None
+                sample = {label: point.get(label, default) for label, default in fresh(defaults).items()}
+                if sampler.accepts(sample):
+                    found.setdefault(architecture_key(sampler.space, sampler.dimensions, sample), sample)
+                    if len(found) > self.evaluations:
+                        return None
+        except ValueError:  # continuous dimensions have no list
+            return None
         return [(sample, key) for key, sample in found.items()] or None
 
     def _fresh_draws(self, sampler: FeasibleSampler, scored: dict[Key, RankedSubnet]) -> Iterator[tuple[Sample, Key]]:

@@ -202,7 +202,14 @@ def test_one_seed_and_one_store_choose_the_same(
     finished: Finished, strategy: str, tiny: Task, store: Path, tmp_path: Path
 ) -> None:
     folder, result = finished[strategy]
+    torch.manual_seed(1234)  # what others have drawn before makes no difference
     again = run_search(tiny, settings(strategy=strategy), tmp_path / "again", store=store)
+    weights, expected = (
+        torch.load(path / "supernet" / "last.ckpt", weights_only=True)["state_dict"]
+        for path in (tmp_path / "again", folder)
+    )
+    assert weights.keys() == expected.keys()
+    assert all(torch.equal(weights[name], expected[name]) for name in weights)
     assert again.rows == result.rows
     assert (tmp_path / "again" / "ranking.json").read_bytes() == (folder / "ranking.json").read_bytes()
     assert (tmp_path / "again" / "model" / "model.onnx").read_bytes() == (folder / "model" / "model.onnx").read_bytes()
@@ -299,6 +306,17 @@ def test_members_that_are_slower_than_predicted_are_not_chosen(
     with pytest.raises(BudgetError, match=r"takes 0\.300 ms") as caught:
         run_search(tiny, settings(), folder, store=store, resume=True)
     assert caught.value.nearest == 0.3
+
+
+def test_test_data_has_no_say(copy: Callable[..., Path], tiny: Task, store: Path) -> None:
+    folder = copy("model", "result.json")
+    accuracies = {0: (0.5, 0.9), 1: (0.75, 0.1), 2: (0.75, 0.8), 3: (0.25, 1.0)}
+    for rank, (val, test) in accuracies.items():
+        record = folder / "trained" / f"finalist{rank}.json"
+        found = {**json.loads(record.read_text()), "val_accuracy": val, "test_accuracy": test}
+        record.write_text(json.dumps(found))
+    result = run_search(tiny, settings(), folder, store=store, resume=True)
+    assert (result.chosen.val_accuracy, result.chosen.test_accuracy) == accuracies[1]  # the first of the best
 
 
 def test_a_loss_that_is_not_finite_is_told(spaces: Path, store: Path, tmp_path: Path) -> None:
