@@ -34,8 +34,7 @@ from hwnas.profilers.symbols import (
     union,
 )
 from hwnas.space import Categorical, CategoricalMultiple, MutableExpression, Sample
-from hwnas.supernet import DEFAULT_HOOKS, BaseSuperNetModule, MixedInput, Mixture, MutationHook, Relaxation
-from hwnas.supernet.hooks import make_supernet
+from hwnas.supernet import DEFAULT_HOOKS, MixedInput, Mixture, MutationHook, Relaxation, is_supernet, make_supernet
 
 Inputs = Tensor | tuple[Tensor, ...]
 MAX_TRACES = 256
@@ -413,7 +412,7 @@ def trace_space(
     UnsupportedError
         When shapes depend on a choice in a way that cannot be followed.
     """
-    if any(isinstance(module, BaseSuperNetModule) for module in space.modules()):
+    if is_supernet(space):
         raise UnsupportedError(
             "the space has been made into a super-net already; make its profilers before a strategy changes it"
         )

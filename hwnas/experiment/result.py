@@ -57,7 +57,8 @@ class SearchResult:
     rows : tuple of ModelRow
         The chosen architecture first.
     latency : dict
-        How well predictions agreed with the whole members that were measured; see `AccuracyReport`.
+        Of the predictor: `overhead_ms`, the time of an empty run in milliseconds, and `relative_residual`, the standard
+        deviation of the calibration members around their prediction.
     verification : dict
         Largest difference between PyTorch and ONNX Runtime on test images.
     folder : str

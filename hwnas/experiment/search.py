@@ -168,14 +168,15 @@ class _Run:
             )
             measured = self._measure_models(models, bundle.onnx_path.read_bytes(), profiler)
         flops, parameters = self._counts()
+        predicted = {name: profiler.predict(sample) for name, sample in samples.items()}
         rows = tuple(
             ModelRow(
                 name=name,
                 sample=sample,
                 val_accuracy=trained[name][1],
                 test_accuracy=trained[name][2],
-                predicted_ms=profiler.predict(sample).latency_ms,
-                predicted_stderr_ms=profiler.predict(sample).stderr_ms,
+                predicted_ms=predicted[name].latency_ms,
+                predicted_stderr_ms=predicted[name].stderr_ms,
                 measured_ms=measured[name].latency_ms,
                 measured_stderr_ms=measured[name].stderr_ms,
                 macs=flops.profile(sample),

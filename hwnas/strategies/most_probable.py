@@ -6,11 +6,9 @@ import heapq
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from hwnas.profilers.profiler import MAX_SUBSETS
 from hwnas.space import CategoricalMultiple, Sample
 from hwnas.supernet import Relaxation
-
-MAX_SUBSETS = 4096
-"""Subsets of a label with more are not listed."""
 
 
 def ranked_options(relaxation: Relaxation, label: str) -> list[tuple[Any, float]]:
