@@ -158,7 +158,7 @@ FREE: frozenset[Any] = frozenset(
         aten.ones, aten.full, aten.arange, aten.zeros_like, aten.ones_like, aten.full_like, aten.empty_like,
         aten.new_zeros, aten.new_empty, aten.scalar_tensor, aten.lift_fresh_copy, aten.lift_fresh, aten.roll,
         aten.flip, aten.repeat, aten._unsafe_view, aten.view, aten.reshape, aten.split_with_sizes, aten.native_dropout,
-        aten.unsafe_split, aten.unsafe_chunk,
+        aten.unsafe_split, aten.unsafe_chunk, aten.hardswish,
         aten.bernoulli_, aten.cumsum, aten.channel_shuffle, aten.pixel_shuffle, aten.pixel_unshuffle, aten.sym_size,
         aten.detach, aten.linalg_vector_norm, aten.var_mean, aten.var, aten.hardtanh, aten.tril, aten.triu,
     }

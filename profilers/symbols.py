@@ -146,7 +146,7 @@ class SymbolTable:
     def __init__(self) -> None:
         self.shape_env = ShapeEnv(duck_shape=False, specialize_zero_one=False)
         self._tables: dict[sympy.Symbol, Table] = {}
-        self._made: dict[tuple[Any, ...], torch.SymInt] = {}
+        self._made: dict[tuple[Any, ...], Size] = {}
 
     def size(self, table: Table, hint: int) -> Size:
         """Return the symbol of an integer quantity.
@@ -168,15 +168,26 @@ class SymbolTable:
             return int(values.flat[0])
         key = (table.labels, values.shape, values.tobytes())
         if key not in self._made:
-            source = ConstantSource(f"size{len(self._made)}")
-            symbol = self.shape_env.create_symbol(
-                hint, source=source, dynamic_dim=DimDynamic.DYNAMIC, constraint_dim=None
-            )
-            if not isinstance(symbol, sympy.Symbol):
-                raise UnsupportedError(f"no symbol could be made for a size over {table.labels}")
-            self._tables[symbol] = Table(table.labels, values)
-            self._made[key] = self.shape_env.create_symintnode(symbol, hint=hint, source=source)  # type: ignore[assignment]
+            lowest = int(values.min())
+            step = int(np.gcd.reduce((values - lowest).ravel()))
+            # Sizes that differ by a factor and an offset share a symbol. So the padding of a kernel cancels against the
+            # kernel, and the image behind does not seem to depend on it.
+            # Sizes that may be 1 stay as they are: PyTorch treats 1 in its own way, and sees it in a symbol only.
+            if lowest <= 1:
+                self._made[key] = self._symbol(Table(table.labels, values), hint)
+            else:
+                unit = Table(table.labels, (values - lowest) // step + 1)
+                self._made[key] = step * self.size(unit, (hint - lowest) // step + 1) + (lowest - step)
         return self._made[key]
+
+    def _symbol(self, table: Table, hint: int) -> torch.SymInt:
+        source = ConstantSource(f"size{len(self._tables)}")
+        symbol = self.shape_env.create_symbol(hint, source=source, dynamic_dim=DimDynamic.DYNAMIC, constraint_dim=None)
+        if not isinstance(symbol, sympy.Symbol):
+            raise UnsupportedError(f"no symbol could be made for a size over {table.labels}")
+        self._tables[symbol] = table
+        made: torch.SymInt = self.shape_env.create_symintnode(symbol, hint=hint, source=source)  # type: ignore[assignment]
+        return made
 
     def evaluate(self, size: Any) -> Table:
         """Return a size, or a truth value over sizes, as a table over the labels on which it depends.

@@ -11,8 +11,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 BLOCKS = [
-    pytest.param(block, id=f"{path.name}-{index}")
-    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    pytest.param(block, id=f"{path.stem}-{index}")
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
     for index, block in enumerate(re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL))
 ]
 

@@ -181,21 +181,33 @@ class Lightning(Evaluator):
         self.module.set_model(model)
         trainer = self.trainer()
         with quiet_lightning(), isolated_seed(self.seed):
-            trainer.validate(self.module, dataloaders=self.val_dataloaders, verbose=False)
+            trainer.validate(
+                self.module,
+                dataloaders=self.val_dataloaders,
+                datamodule=self.fit_kwargs.get("datamodule"),
+                verbose=False,
+            )
         return {name: float(value) for name, value in trainer.callback_metrics.items()}
+
+    @property
+    def trains(self) -> bool:
+        """Whether `evaluate` trains: not with ``max_epochs=0`` or ``max_steps=0``."""
+        return 0 not in (self.trainer_kwargs.get("max_epochs"), self.trainer_kwargs.get("max_steps"))
 
     def evaluate(self, model: nn.Module) -> float:
         """Train `model` in place, then return the metric ``default`` of the last validation.
+
+        With ``max_epochs=0`` or ``max_steps=0`` the model is scored as it is.
 
         Raises
         ------
         TrainingError
             If nothing was logged under that name.
         """
-        logged = self.fit(model).callback_metrics
+        logged = self.fit(model).callback_metrics if self.trains else self.validate(model)
         if DEFAULT_METRIC not in logged:
             raise TrainingError(
-                f"{type(self).__name__}: no metric named {DEFAULT_METRIC!r} after the fit; logged: "
+                f"{type(self).__name__}: no metric named {DEFAULT_METRIC!r}; logged: "
                 f"{sorted(logged) or 'nothing'}. Log it in validation_step, self.log({DEFAULT_METRIC!r}, "
                 "value), and give val_dataloaders."
             )

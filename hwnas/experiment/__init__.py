@@ -1,6 +1,7 @@
 """A search from start to end: run, stop, resume, result."""
 
 from hwnas.experiment.narrator import Narrator, Silent
+from hwnas.experiment.nas_experiment import NasExperiment
 from hwnas.experiment.result import ModelRow, SearchResult
 from hwnas.experiment.run_folder import RunFolder, RunFolderError
 from hwnas.experiment.search import run_search
@@ -12,6 +13,7 @@ __all__ = [
     "STRATEGIES",
     "ModelRow",
     "Narrator",
+    "NasExperiment",
     "RunFolder",
     "RunFolderError",
     "SearchResult",

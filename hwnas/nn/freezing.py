@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
+KEPT_BY_HWNAS = ("_registered_mutables", "_known_structure", "_variants")
+"""Attributes of mutable modules that a frozen model does not have."""
+
+
 class Lowerable(Protocol):
     """Anything that can become a plain module: the mutable modules and the super-net modules."""
 
@@ -49,8 +53,9 @@ def freeze_module(module: nn.Module, sample: Sample, memo: dict[int, Any]) -> nn
     """
     if id(module) not in memo:
         if isinstance(module, Mutable):
-            lowerable: Lowerable = module  # type: ignore[assignment]
-            memo[id(module)] = lowerable.lower(sample, memo)
+            # By the class: `torch.nn.RReLU` has a number of this name.
+            kind: type[Lowerable] = type(module)  # type: ignore[assignment]
+            memo[id(module)] = kind.lower(module, sample, memo)  # type: ignore[arg-type]
         else:
             memo[id(module)] = copy_frozen(module, sample, memo)
     frozen: nn.Module = memo[id(module)]
@@ -70,7 +75,6 @@ def copy_frozen(module: nn.Module, sample: Sample, memo: dict[int, Any]) -> nn.M
             memo[id(mutable)] = _constant(mutable.freeze(sample))
     copied = _deepcopy_contents(module, memo)
     for part in copied.modules():
-        vars(part).pop("_registered_mutables", None)
         plain = plain_class(type(part))  # type: ignore[arg-type]
         if plain is not type(part):
             part.__class__ = plain
@@ -81,7 +85,8 @@ def _deepcopy_contents(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
     # Not copy.deepcopy(module): a module that defines __deepcopy__ through its hwnas base would loop.
     copied = module.__new__(type(module))
     memo[id(module)] = copied
-    vars(copied).update({name: copy.deepcopy(value, memo) for name, value in vars(module).items()})
+    kept = {name: value for name, value in vars(module).items() if name not in KEPT_BY_HWNAS}
+    vars(copied).update({name: copy.deepcopy(value, memo) for name, value in kept.items()})
     return copied
 
 
@@ -141,7 +146,15 @@ def _rebound(value: Any, cls: type, cell: types.CellType, inside: frozenset[int]
     if isinstance(value, property):
         fget, fset, fdel = (_rebound(part, cls, cell, inside) for part in (value.fget, value.fset, value.fdel))
         return property(fget, fset, fdel, value.__doc__)
-    if not isinstance(value, types.FunctionType) or value.__closure__ is None or id(value) in inside:
+    if not isinstance(value, types.FunctionType):
+        return value
+    names = value.__code__.co_names
+    if "super" in names and cls.__name__ in names and value.__globals__.get(cls.__name__) is cls:
+        raise TypeError(
+            f"{cls.__name__}.{value.__name__} calls super({cls.__name__}, ...); the class of a frozen model is "
+            "another one, without bases from hwnas, so write super() without arguments"
+        )
+    if value.__closure__ is None or id(value) in inside:
         return value
     closure = tuple(_rebound_cell(old, cls, cell, inside | {id(value)}) for old in value.__closure__)
     if all(new is old for new, old in zip(closure, value.__closure__, strict=True)):

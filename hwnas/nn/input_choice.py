@@ -12,6 +12,7 @@ from hwnas.nn.freezing import freeze_module
 from hwnas.nn.mutable_module import MutableModule
 from hwnas.nn.value_choice import given_weights
 from hwnas.space import CategoricalMultiple, Mutable, Sample
+from hwnas.space.labels import resolve_label
 
 Reduction = Literal["sum", "mean", "concat", "none"]
 REDUCTIONS: tuple[Reduction, ...] = ("sum", "mean", "concat", "none")
@@ -83,9 +84,10 @@ class InputChoice(MutableModule):
 
     Parameters
     ----------
-    n_candidates : int
-        How many tensors there are to choose from.
-    n_chosen : int, optional
+    n_candidates : int, optional
+        How many tensors there are to choose from. Unless it is given, or the weights tell it, it becomes known when
+        the space runs once.
+    n_chosen : int or None, default 1
         How many are chosen; None stands for any non-empty subset.
     reduction : {"sum", "mean", "concat", "none"}
         How the chosen tensors become one; `concat` joins along dimension 1.
@@ -106,7 +108,7 @@ class InputChoice(MutableModule):
 
     def __init__(
         self,
-        n_candidates: int,
+        n_candidates: int | None = None,
         n_chosen: int | None = 1,
         reduction: Reduction = "sum",
         *,
@@ -117,13 +119,41 @@ class InputChoice(MutableModule):
         super().__init__()
         if reduction not in REDUCTIONS:
             raise ValueError(f"InputChoice: reduction is {reduction!r}; expected one of {', '.join(REDUCTIONS)}")
-        self.choice = CategoricalMultiple(
-            list(range(n_candidates)), n_chosen, weights=given_weights(weights, prior), label=label
-        )
-        self.label = self.choice.label
-        self.n_candidates = n_candidates
+        self.label = resolve_label(label, "input")
         self.n_chosen = n_chosen
         self.reduction: Reduction = reduction
+        self._weights = given_weights(weights, prior)
+        self._choice: CategoricalMultiple | None = None
+        if n_candidates is None and self._weights is not None:
+            n_candidates = len(self._weights)
+        if n_candidates is not None:
+            self._settle(n_candidates)
+
+    def _settle(self, n_candidates: int) -> None:
+        self._choice = CategoricalMultiple(
+            list(range(n_candidates)), self.n_chosen, weights=self._weights, label=self.label
+        )
+
+    @property
+    def choice(self) -> CategoricalMultiple:
+        """The dimension of the space.
+
+        Raises
+        ------
+        ValueError
+            When it is not known yet how many tensors there are.
+        """
+        if self._choice is None:
+            raise ValueError(
+                f"InputChoice {self.label!r}: it is not known from how many tensors it chooses. Pass n_candidates, or "
+                "run the space once on an example"
+            )
+        return self._choice
+
+    @property
+    def n_candidates(self) -> int:
+        """How many tensors there are to choose from."""
+        return len(self.choice.values)
 
     def sub_mutables(self, sample: Sample | None = None) -> Iterator[Mutable]:
         """Yield the choice."""
@@ -136,13 +166,16 @@ class InputChoice(MutableModule):
 
     def forward(self, candidate_inputs: Sequence[Tensor]) -> Any:
         """Reduce the default choice of `candidate_inputs`."""
+        if self._choice is None:
+            self._settle(len(candidate_inputs))
         check_candidate_inputs(self.label, self.n_candidates, candidate_inputs)
         return reduce_tensors([candidate_inputs[i] for i in self.choice.default_value()], self.reduction)
 
     def extra_repr(self) -> str:
         """Show the label and what is chosen."""
         return (
-            f"label={self.label!r}, n_candidates={self.n_candidates}, n_chosen={self.n_chosen}, "
+            f"label={self.label!r}, n_candidates={None if self._choice is None else self.n_candidates}, "
+            f"n_chosen={self.n_chosen}, "
             f"reduction={self.reduction!r}"
         )
 

@@ -84,6 +84,9 @@ class LayerChoice(MutableModule):
     def _position(self, name: int | str) -> int:
         if name in self._names:
             return self._names.index(name)
+        named = all(isinstance(other, str) for other in self._names)
+        if named and isinstance(name, int) and -len(self) <= name < len(self):
+            return name % len(self)  # candidates with names have positions as well
         raise KeyError(f"LayerChoice {self.label!r} has no candidate {name!r}; its candidates are {self._names}")
 
     def __getitem__(self, name: int | str) -> nn.Module:

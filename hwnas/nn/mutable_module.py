@@ -29,7 +29,7 @@ class MutableModule(nn.Module, Mutable):
         mutable : Mutable
             It takes part in `simplify`, `validate`, `random` and `grid` from now on.
         """
-        vars(self).setdefault("_registered_mutables", []).append(mutable)
+        vars(self)["_registered_mutables"] = [*self.registered_mutables(), mutable]
 
     def registered_mutables(self) -> Iterator[Mutable]:
         """Yield what `add_mutable` was given, for primitives that override `sub_mutables`."""

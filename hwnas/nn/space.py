@@ -2,19 +2,41 @@
 
 from __future__ import annotations
 
+import functools
 from abc import ABCMeta
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
+from torch import nn
+
+from hwnas.errors import SampleError
+from hwnas.nn.freezing import copy_frozen
+from hwnas.nn.holding import module_mutables
+from hwnas.nn.known_structure import KnownStructure
+from hwnas.nn.model_parameter_choice import Variants, construction, under_construction
 from hwnas.nn.mutable_module import MutableModule
+from hwnas.space import Mutable, Sample
 from hwnas.space.labels import root_scope
+from hwnas.space.walk import Structure
 
 
 class _ScopedConstruction(ABCMeta):
     """Construct a space inside a label scope, so that the same code always gives the same labels."""
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
-        with root_scope(getattr(cls, "_label_prefix", None)):
-            return super().__call__(*args, **kwargs)
+        construct = functools.partial(_construct, cls, args, kwargs)
+        if under_construction():  # a part of another space, which is constructed again as a whole
+            return construct()
+        with construction() as parameters:
+            space = construct()
+        if parameters:
+            vars(space)["_variants"] = Variants(construct, space, parameters)
+        return space
+
+
+def _construct(cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    with root_scope(getattr(cls, "_label_prefix", None)):
+        return ABCMeta.__call__(cls, *args, **kwargs)
 
 
 class ModelSpace(MutableModule, metaclass=_ScopedConstruction):
@@ -52,9 +74,45 @@ class ModelSpace(MutableModule, metaclass=_ScopedConstruction):
 
     _search_machinery = True
     _label_prefix: ClassVar[str | None] = None
+    _variants: Variants
 
     def __init_subclass__(cls, *, label_prefix: str | None = None, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         cls._search_machinery = False
         if label_prefix is not None:
             cls._label_prefix = label_prefix
+
+    @property
+    def has_model_parameters(self) -> bool:
+        """Whether a `ModelParameterChoice` decides how the space is constructed."""
+        return "_variants" in vars(self)
+
+    def sub_mutables(self, sample: Sample | None = None) -> Iterator[Mutable]:
+        """Yield the model parameters, then what the model constructed with them holds."""
+        if not self.has_model_parameters:
+            yield from super().sub_mutables(sample)
+            return
+        for found in self._variants.walk(sample):
+            if isinstance(found, nn.Module):
+                yield from module_mutables(found)
+            else:
+                yield found
+
+    def lower(self, sample: Sample, memo: dict[int, Any]) -> nn.Module:
+        """Freeze the model that is constructed with the model parameters of the sample."""
+        if not self.has_model_parameters:
+            return super().lower(sample, memo)
+        return copy_frozen(self._variants.model_of(sample), sample, memo)
+
+    def structure(self) -> Structure:
+        """Return the structure of the space, looked up again only after modules or choices were exchanged."""
+        known: KnownStructure | None = vars(self).get("_known_structure")
+        if known is None or not known.holds():
+            known = KnownStructure()
+            vars(self)["_known_structure"] = known
+            known.look_up(self)
+        return known.structure
+
+    def check_contains(self, sample: Sample) -> SampleError | None:
+        """Look for what is wrong with a sample; see `hwnas.space.Mutable`."""
+        return None if self.structure().admits(sample) else super().check_contains(sample)

@@ -3,8 +3,9 @@
 from hwnas.space.categorical import Categorical, CategoricalMultiple
 from hwnas.space.constraint import Constraint, ExpressionConstraint
 from hwnas.space.containers import MutableDict, MutableList
+from hwnas.space.description import SpaceError, space_from_json, space_to_json
 from hwnas.space.expression import MutableExpression
-from hwnas.space.functions import case, condition, maximum, minimum, switch_case, to_float, to_int
+from hwnas.space.functions import case, condition, length, maximum, minimum, switch_case, to_float, to_int
 from hwnas.space.labels import (
     Label,
     auto_label,
@@ -14,9 +15,10 @@ from hwnas.space.labels import (
     resolve_label,
     root_scope,
 )
-from hwnas.space.mutable import LabeledMutable, Mutable, Sample
+from hwnas.space.mutable import LabeledMutable, Mutable
+from hwnas.space.node import Sample
 from hwnas.space.numerical import Numerical
-from hwnas.space.serialize import dump_sample, load_sample, sample_from_json, sample_to_json, space_to_json
+from hwnas.space.sample_file import dump_sample, load_sample, sample_from_json, sample_to_json
 from hwnas.space.walk import UncountableError
 
 __all__ = [
@@ -32,6 +34,7 @@ __all__ = [
     "MutableList",
     "Numerical",
     "Sample",
+    "SpaceError",
     "UncountableError",
     "auto_label",
     "case",
@@ -40,6 +43,7 @@ __all__ = [
     "current_scope",
     "dump_sample",
     "label_scope",
+    "length",
     "load_sample",
     "maximum",
     "minimum",
@@ -47,6 +51,7 @@ __all__ = [
     "root_scope",
     "sample_from_json",
     "sample_to_json",
+    "space_from_json",
     "space_to_json",
     "switch_case",
     "to_float",

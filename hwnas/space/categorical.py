@@ -18,7 +18,7 @@ _UNSET: Any = object()
 _TOLERANCE = 1e-6
 
 
-class _ListChoice(LabeledMutable):
+class _ListChoice(LabeledMutable, MutableExpression):
     """What a choice of one and a choice of several values have in common."""
 
     values: list[Any]
@@ -51,6 +51,14 @@ class _ListChoice(LabeledMutable):
             raise ValueError(f"{where}: they must sum to 1, got {numbers!r} with sum {math.fsum(numbers)!r}")
         return numbers
 
+    def compute(self, lookup: Callable[[LabeledMutable], Any]) -> Any:
+        """Look the value up."""
+        return lookup(self)
+
+    def text(self) -> str:
+        """Return the label in braces."""
+        return f"{{{self.label}}}"
+
     def _place(self, value: Any) -> int | None:
         try:
             return self._places.get(value)
@@ -64,7 +72,7 @@ class _ListChoice(LabeledMutable):
         return data
 
 
-class Categorical(_ListChoice, MutableExpression):
+class Categorical(_ListChoice):
     """A choice of one value from a list.
 
     Parameters
@@ -145,14 +153,6 @@ class Categorical(_ListChoice, MutableExpression):
             return 0.0
         return 1 / len(self.values) if self.weights is None else self.weights[place] / math.fsum(self.weights)
 
-    def compute(self, lookup: Callable[[LabeledMutable], Any]) -> Any:
-        """Look the value up."""
-        return lookup(self)
-
-    def text(self) -> str:
-        """Return the label in braces."""
-        return f"{{{self.label}}}"
-
     def describe(self) -> dict[str, Any]:
         """Describe the choice in JSON types."""
         return {
@@ -171,6 +171,8 @@ class Categorical(_ListChoice, MutableExpression):
 
 class CategoricalMultiple(_ListChoice):
     """A choice of several values from a list. The value in a sample is a list, in the order of `values`.
+
+    In arithmetic it stands for that list: ``choice[0]`` is the first value that is chosen.
 
     Parameters
     ----------

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 from hwnas.errors import SampleError
 from hwnas.space.expression import MutableExpression
-from hwnas.space.mutable import Mutable, Sample
+from hwnas.space.mutable import Mutable
+from hwnas.space.node import Sample
 
 
 class Constraint(Mutable):
@@ -33,6 +34,10 @@ class Constraint(Mutable):
     def holds(self, sample: Sample) -> bool:
         """Tell whether the sample meets the condition. Override it where `violation` makes costly texts."""
         return self.violation(sample) is None
+
+    def as_expression(self) -> MutableExpression | None:
+        """Return an expression that says the same, by which the constraint can be stored; None if there is none."""
+        return None
 
     def check_contains(self, sample: Sample) -> SampleError | None:
         """Check the labels, then the condition."""
@@ -75,6 +80,10 @@ class ExpressionConstraint(Constraint):
     def sub_mutables(self, sample: Sample | None = None) -> Iterator[Mutable]:
         """Yield the expression."""
         yield self.expression
+
+    def as_expression(self) -> MutableExpression:
+        """Return the expression."""
+        return self.expression
 
     def holds(self, sample: Sample) -> bool:
         """Tell whether the expression is true."""

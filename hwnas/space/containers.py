@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from hwnas.space.mutable import Mutable, Sample
+from hwnas.space.mutable import Mutable
+from hwnas.space.node import Sample
 
 
 class MutableList(Mutable):

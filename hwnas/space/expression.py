@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 from hwnas.errors import SampleError
-from hwnas.space.mutable import LabeledMutable, Mutable, Sample
+from hwnas.space.mutable import LabeledMutable, Mutable
+from hwnas.space.node import Sample
 
 
 class MutableExpression(Mutable):
@@ -382,16 +383,22 @@ _CALL: dict[str, Callable[..., Any]] = {
     "min": min,
     "to_int": _to_int,
     "to_float": _to_float,
+    "length": len,
     "getitem": operator.getitem,
     "slice": slice,
     "tuple": _as_tuple,
     "list": _as_list,
 }
-_OPERATORS: dict[str, Callable[..., Any]] = {
+OPERATORS: dict[str, Callable[..., Any]] = {
     **_INFIX,
     **_CALL,
     **{name: op for name, (_, op) in _PREFIX.items()},
 }
+"""Functions by the names that operations have; a condition computes but one of its branches and stands apart."""
+
+
+LAZY = frozenset({"condition", "unmatched"})
+"""Operations that are no function of all their operands."""
 
 
 class Operation(MutableExpression):
@@ -423,7 +430,7 @@ class Operation(MutableExpression):
             return _compute(chosen, lookup)
         if self.name == "unmatched":
             raise ValueError(f"no case applies and there is no default: {_compute(self.operands[0], lookup)!r}")
-        return _OPERATORS[self.name](*(_compute(operand, lookup) for operand in self.operands))
+        return OPERATORS[self.name](*(_compute(operand, lookup) for operand in self.operands))
 
     def text(self) -> str:
         """Write the operation as a formula, fully parenthesised inside."""

@@ -140,6 +140,22 @@ def _rest(pairs: list[tuple[Any, Any]], default: Any, subject: Any) -> Any:
         return Operation("unmatched", subject)
 
 
+def length(value: Any) -> Any:
+    """Return how many values a choice of several has chosen, or ``len()`` of a plain value.
+
+    Parameters
+    ----------
+    value : Any
+        An expression or a plain container.
+
+    Returns
+    -------
+    Any
+        An expression, or an int.
+    """
+    return Operation("length", value) if isinstance(value, MutableExpression) else len(value)
+
+
 def to_int(value: Any) -> Any:
     """Turn a value into an int, towards zero, as ``int()`` does."""
     return _convert("to_int", value)

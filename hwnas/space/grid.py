@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hwnas.space import sampling
 from hwnas.space.walk import Partial, Structure
 
-if TYPE_CHECKING:
-    from hwnas.space.mutable import Mutable
 
-
-def points(root: Mutable, memo: dict[str, Any] | None, granularity: int | None) -> Iterator[dict[str, Any]]:
+def points(structure: Structure, memo: dict[str, Any] | None, granularity: int | None) -> Iterator[dict[str, Any]]:
     """Iterate over full samples, the last label fastest; see `Mutable.grid`."""
-    structure = Structure(root)
     fixed = sampling.decided(structure.dimensions, memo)
     labels = list(structure.dimensions)
 
@@ -55,9 +51,10 @@ def points(root: Mutable, memo: dict[str, Any] | None, granularity: int | None) 
         yield sampling.fresh(partial)
 
 
-def active_points(root: Mutable, memo: dict[str, Any] | None, granularity: int | None) -> Iterator[dict[str, Any]]:
+def active_points(
+    structure: Structure, memo: dict[str, Any] | None, granularity: int | None
+) -> Iterator[dict[str, Any]]:
     """Iterate over the distinct assignments of active labels; see `Mutable.grid`."""
-    structure = Structure(root)
     fixed = sampling.decided(structure.dimensions, memo)
     partial = Partial()
     stack: list[tuple[str, Iterator[Any]]] = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
@@ -11,49 +11,29 @@ import numpy as np
 
 from hwnas.errors import SampleError
 from hwnas.space import counting, grid, sampling
-from hwnas.space.labels import Label, resolve_label
+from hwnas.space.labels import resolve_label
+from hwnas.space.node import Dimension, Node, Sample
+from hwnas.space.walk import Structure, dimensions
 
-Sample = dict[str, Any]
-"""One point of a space: the value of every label."""
 
-
-class Mutable(ABC):
+class Mutable(Node):
     """Something that holds choices: with a sample, `freeze` turns it into a value.
 
     A subclass implements `freeze`, and `sub_mutables` if other mutables stand below it. The class needs no
     ``__init__`` and no attributes, so it combines with any other base, `torch.nn.Module` included.
     """
 
-    is_constraint: ClassVar[bool] = False
-
     def sub_mutables(self, sample: Sample | None = None) -> Iterator[Mutable]:
-        """Yield the direct sub-mutables.
-
-        Parameters
-        ----------
-        sample : dict, optional
-            Without a sample, all sub-mutables are yielded; with one, only those that are *active* under it.
-
-        Yields
-        ------
-        Mutable
-            A mutable that decides which others are active must come before them: the iterator is advanced
-            only after what it has yielded was found valid. Read the sample by label (``sample[label]``) and
-            pass it on as it is, without copying it: samples under construction are handed in as well.
-        """
+        """Yield the direct sub-mutables; see `Node.sub_mutables` for what a subclass has to keep to."""
         return iter(())
 
     def path_piece(self, sub: Mutable) -> str:
         """Name a sub-mutable in the path of an error message; ``""`` adds no piece."""
         return ""
 
-    def own_label(self) -> str | None:
-        """Return the label that this mutable itself adds to the space, None if it adds none."""
-        return None
-
-    def holds(self, sample: Sample) -> bool:
-        """Tell whether a sample meets the mutable's own condition; constraints override this."""
-        return True
+    def structure(self) -> Structure:
+        """Return the dimensions of the space and where its constraints are, looked up for many walks."""
+        return Structure(self)
 
     @abstractmethod
     def freeze(self, sample: Sample) -> Any:
@@ -77,8 +57,7 @@ class Mutable(ABC):
         ValueError
             If two mutables of one label differ.
         """
-        found: dict[str, LabeledMutable] = {}
-        _collect(self, is_leaf, found)
+        found: dict[str, LabeledMutable] = dimensions(self, is_leaf)  # type: ignore[arg-type, assignment]
         return found
 
     def check_contains(self, sample: Sample) -> SampleError | None:
@@ -128,7 +107,7 @@ class Mutable(ABC):
         dict
             A value for each label of `simplify`.
         """
-        return sampling.default(self, memo)
+        return sampling.default(self.structure(), memo)
 
     def robust_default(self, memo: Sample | None = None, tries: int = 1000, seed: int = 0) -> Sample:
         """Return the default sample if it satisfies the constraints, else a seeded random one that does.
@@ -152,7 +131,7 @@ class Mutable(ABC):
         SampleError
             If no valid sample exists, or none was found and the space cannot be enumerated.
         """
-        return sampling.robust_default(self, memo, tries, seed)
+        return sampling.robust_default(self.structure(), memo, tries, seed)
 
     def random(self, memo: Sample | None = None, random_state: int | np.random.Generator | None = None) -> Sample:
         """Draw a sample from the weights of the labels, conditioned on the constraints.
@@ -175,7 +154,7 @@ class Mutable(ABC):
         SampleError
             If no valid sample exists, or none was found and the space cannot be enumerated.
         """
-        return sampling.draw(self, memo, random_state)
+        return sampling.draw(self.structure(), memo, random_state)
 
     def grid(
         self, memo: Sample | None = None, granularity: int | None = None, *, active_only: bool = False
@@ -198,7 +177,7 @@ class Mutable(ABC):
             The last label varies fastest.
         """
         walk = grid.active_points if active_only else grid.points
-        return walk(self, memo, granularity)
+        return walk(self.structure(), memo, granularity)
 
     def size(self, active_only: bool = False) -> int:
         """Count the points that `grid` iterates over, without iterating over them.
@@ -221,10 +200,10 @@ class Mutable(ABC):
         ValueError
             If a dimension is continuous, or the parts that hang together are too many to enumerate.
         """
-        return counting.size(self, active_only)
+        return counting.size(self.structure(), active_only)
 
 
-class LabeledMutable(Mutable):
+class LabeledMutable(Mutable, Dimension):
     """One dimension of a space: a label and the values that it may take.
 
     Parameters
@@ -235,8 +214,6 @@ class LabeledMutable(Mutable):
 
     kind: ClassVar[str] = "choice"
 
-    label: Label
-
     def __init__(self, label: str | None = None) -> None:
         self.label = resolve_label(label, self.kind)
 
@@ -244,49 +221,7 @@ class LabeledMutable(Mutable):
         """Return the label."""
         return self.label
 
-    @abstractmethod
-    def check_value(self, value: Any) -> str | None:
-        """Say what is wrong with a value, None if it is one of this dimension."""
-
-    @abstractmethod
-    def default_value(self) -> Any:
-        """Return the default value."""
-
-    @abstractmethod
-    def random_value(self, rng: np.random.Generator) -> Any:
-        """Draw a value from the weights."""
-
-    @abstractmethod
-    def grid_values(self, granularity: int | None = None) -> Iterator[Any]:
-        """Iterate over the values; see `Mutable.grid`."""
-
-    @abstractmethod
-    def count_values(self) -> int:
-        """Return the number of values.
-
-        Raises
-        ------
-        ValueError
-            If they cannot be counted.
-        """
-
-    @abstractmethod
-    def probability(self, value: Any) -> float:
-        """Return the probability with which `random_value` draws a value of a countable dimension."""
-
-    @abstractmethod
-    def describe(self) -> dict[str, Any]:
-        """Describe the dimension, apart from its label, in JSON types. What is described alike is equal."""
-
-    def canonical(self, value: Any) -> Any:
-        """Return the dimension's own object for a valid value, for example 1 for ``numpy.int64(1)``."""
-        return value
-
-    def restore(self, data: Any) -> Any:
-        """Undo what JSON did to a value, where lists stand for tuples. Unknown data is returned as is."""
-        return data
-
-    def equals(self, other: LabeledMutable) -> bool:
+    def equals(self, other: Any) -> bool:
         """Tell whether the other mutable has the same label, kind, values, weights and default."""
         if other is self:
             return True
@@ -307,17 +242,3 @@ class LabeledMutable(Mutable):
         """Return the value of the label."""
         self.validate(sample)
         return self.canonical(sample[self.label])
-
-
-def _collect(mutable: Mutable, is_leaf: Callable[[Mutable], bool] | None, found: dict[str, LabeledMutable]) -> None:
-    if isinstance(mutable, LabeledMutable):
-        known = found.setdefault(mutable.label, mutable)
-        if not known.equals(mutable):
-            raise ValueError(
-                f"two different mutables have the label {mutable.label!r}: {known!r} and {mutable!r}. "
-                "Give them different labels, or make them equal to share one choice"
-            )
-    if is_leaf is not None and is_leaf(mutable):
-        return
-    for sub in mutable.sub_mutables():
-        _collect(sub, is_leaf, found)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from hwnas.errors import SampleError
 from hwnas.space import counting
+from hwnas.space.node import Dimension
 from hwnas.space.walk import Structure, UncountableError
-
-if TYPE_CHECKING:
-    from hwnas.space.mutable import LabeledMutable, Mutable
 
 FIRST_TRIES = 100
 """Draws before the valid points are enumerated."""
@@ -20,34 +18,36 @@ LAST_TRIES = 10_000
 """Draws when they cannot be enumerated."""
 
 
-def default(root: Mutable, memo: dict[str, Any] | None) -> dict[str, Any]:
+def default(structure: Structure, memo: dict[str, Any] | None) -> dict[str, Any]:
     """Return the sample of all defaults; see `Mutable.default`."""
-    dimensions = root.simplify()
-    fixed = decided(dimensions, memo)
-    return finish(
-        {label: fixed[label] if label in fixed else d.default_value() for label, d in dimensions.items()},
-        memo,
-    )
+    return finish(_default(structure, decided(structure.dimensions, memo)), memo)
 
 
-def robust_default(root: Mutable, memo: dict[str, Any] | None, tries: int, seed: int) -> dict[str, Any]:
+def robust_default(structure: Structure, memo: dict[str, Any] | None, tries: int, seed: int) -> dict[str, Any]:
     """Return the default, or a random sample if it is not valid; see `Mutable.robust_default`."""
-    structure = Structure(root)
     fixed = decided(structure.dimensions, memo)
-    sample = {label: fixed[label] if label in fixed else d.default_value() for label, d in structure.dimensions.items()}
+    sample = _default(structure, fixed)
     if structure.verdict(sample) is not True:
         sample = _draw(structure, fixed, np.random.default_rng(seed), tries)
     return finish(sample, memo)
 
 
-def draw(root: Mutable, memo: dict[str, Any] | None, random_state: int | np.random.Generator | None) -> dict[str, Any]:
+def draw(
+    structure: Structure, memo: dict[str, Any] | None, random_state: int | np.random.Generator | None
+) -> dict[str, Any]:
     """Draw a sample; see `Mutable.random`."""
-    structure = Structure(root)
     fixed = decided(structure.dimensions, memo)
     return finish(_draw(structure, fixed, np.random.default_rng(random_state), FIRST_TRIES), memo)
 
 
-def decided(dimensions: dict[str, LabeledMutable], memo: dict[str, Any] | None) -> dict[str, Any]:
+def _default(structure: Structure, fixed: dict[str, Any]) -> dict[str, Any]:
+    return {
+        label: fixed[label] if label in fixed else dimension.default_value()
+        for label, dimension in structure.dimensions.items()
+    }
+
+
+def decided(dimensions: dict[str, Dimension], memo: dict[str, Any] | None) -> dict[str, Any]:
     """Return the part of `memo` that belongs to these dimensions.
 
     Raises
@@ -55,9 +55,11 @@ def decided(dimensions: dict[str, LabeledMutable], memo: dict[str, Any] | None) 
     SampleError
         If a value in `memo` is not one of its dimension.
     """
-    fixed = {}
+    fixed: dict[str, Any] = {}
+    if not memo:
+        return fixed
     for label, dimension in dimensions.items():
-        if memo is not None and label in memo:
+        if label in memo:
             reason = dimension.check_value(memo[label])
             if reason is not None:
                 raise SampleError(f"the value given in memo is wrong: {reason}", (label,))

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from hwnas.space import LabeledMutable, Mutable, Sample
+from hwnas.space import Mutable, Sample
+from hwnas.space.node import Dimension, Node
 
 Key = tuple[tuple[str, str], ...]
 
@@ -16,28 +17,29 @@ def active_labels(space: Mutable, sample: Sample) -> list[str]:
     A label that only a constraint looks at has no effect on what is built.
     """
     found: dict[str, None] = {}
+    structure = space.structure()
 
-    def visit(mutable: Mutable) -> None:
+    def visit(mutable: Node) -> None:
         if mutable.is_constraint:
             return
         label = mutable.own_label()
         if label is not None:
             found[str(label)] = None
-        for sub in mutable.sub_mutables(sample):
+        for sub in structure.active(mutable, sample):
             visit(sub)
 
     visit(space)
     return list(found)
 
 
-def architecture_key(space: Mutable, dimensions: Mapping[str, LabeledMutable], sample: Sample) -> Key:
+def architecture_key(space: Mutable, dimensions: Mapping[str, Dimension], sample: Sample) -> Key:
     """Return a key that is equal for samples that give the same architecture.
 
     Parameters
     ----------
     space : Mutable
         The space.
-    dimensions : mapping of str to LabeledMutable
+    dimensions : mapping of str to Dimension
         Its `simplify()`.
     sample : dict
         A valid sample.

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from hwnas.cost import CostModel
-from hwnas.space import LabeledMutable
+from hwnas.space.node import Dimension
 
 
-def cost_labels(cost_model: CostModel, dimensions: Mapping[str, LabeledMutable], role: str) -> list[str]:
+def cost_labels(cost_model: CostModel, dimensions: Mapping[str, Dimension], role: str) -> list[str]:
     """Return the labels on which a cost depends, after checking them against the space.
 
     Parameters
     ----------
     cost_model : CostModel
         The cost.
-    dimensions : mapping of str to LabeledMutable
+    dimensions : mapping of str to Dimension
         The dimensions of the space.
     role : str
         What the cost is used for, for the message.

@@ -15,7 +15,6 @@ from hwnas.nn import ModelSpace
 from hwnas.profilers.penalties import ExpectationProfilerPenalty, as_expectation_penalty
 from hwnas.space import Sample
 from hwnas.space.sampling import fresh
-from hwnas.space.walk import Structure
 from hwnas.strategies.architecture_key import Key, architecture_key
 from hwnas.strategies.architecture_step import ArchitectureStep
 from hwnas.strategies.cost_labels import cost_labels
@@ -159,7 +158,7 @@ class DARTS(OneShotStrategy):
             When no sample satisfies the constraints.
         """
         space = self.supernet
-        structure = Structure(space)
+        structure = space.structure()
         options = {str(label): ranked_options(self.relaxation, label) for label in structure.dimensions}
         seen: set[Key] = set()
 

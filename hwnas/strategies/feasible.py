@@ -11,7 +11,6 @@ from hwnas.errors import BudgetError
 from hwnas.profilers.filters import ProfilerFilter, RangeProfilerFilter, as_filter
 from hwnas.space import Mutable, Sample
 from hwnas.space.sampling import fresh
-from hwnas.space.walk import Structure
 from hwnas.strategies.cost_labels import cost_labels
 
 Filter = ProfilerFilter | Callable[[Sample], bool]
@@ -54,7 +53,7 @@ class FeasibleSampler:
         self.filter: Filter | None = as_filter(filter) if isinstance(filter, Mapping) else filter
         self.max_tries = max_tries
         self._seed = seed
-        self._structure = Structure(space)
+        self._structure = space.structure()
         self.dimensions = self._structure.dimensions
         self._block: tuple[int, list[Sample]] | None = None
         if isinstance(self.filter, ProfilerFilter):

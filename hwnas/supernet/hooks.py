@@ -40,6 +40,8 @@ DEFAULT_HOOKS: tuple[MutationHook, ...] = (
 def refuse_leftovers(module: nn.Module, name: str, memo: dict[str, Any], mutate_kwargs: dict[str, Any]) -> bool:
     """Raise for a primitive that no hook has made searchable; the last hook of every chain.
 
+    A module that merely holds modules with choices, a cell for instance, is as searchable as these are.
+
     Raises
     ------
     UnsupportedError
@@ -47,9 +49,11 @@ def refuse_leftovers(module: nn.Module, name: str, memo: dict[str, Any], mutate_
     """
     if isinstance(module, ModelSpace | BaseSuperNetModule) or not isinstance(module, MutableModule):
         return False
-    if module.simplify():
+    own = [held for held in module.sub_mutables() if not isinstance(held, nn.Module) and not held.is_constraint]
+    if own:
+        labels = dict.fromkeys(label for held in own for label in held.simplify())
         raise UnsupportedError(
-            f"{name}: {type(module).__name__} decides {', '.join(module.simplify())} but nothing makes it part of a "
+            f"{name}: {type(module).__name__} decides {', '.join(labels)} but nothing makes it part of a "
             "super-net. Write a BaseSuperNetModule for it and pass its `mutate` in `mutation_hooks`"
         )
     return False
@@ -86,6 +90,11 @@ def make_supernet(
     TypeError
         When a hook returns something that is no result of a hook.
     """
+    if any(isinstance(part, ModelSpace) and part.has_model_parameters for part in space.modules()):
+        raise UnsupportedError(
+            "the space has a ModelParameterChoice: it is constructed anew for each value, so its members cannot share "
+            "weights. Use ValueChoice, Repeat or LayerChoice, or a strategy that trains each member by itself"
+        )
     memo: dict[str, Any] = {}
     chain = [*hooks, refuse_leftovers]
     kwargs = {"relaxation": relaxation, **mutate_kwargs}

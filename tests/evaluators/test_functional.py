@@ -5,8 +5,9 @@ import pytest
 import torch
 from torch import nn
 
-from hwnas.errors import TrainingError
+from hwnas.errors import SampleError, TrainingError
 from hwnas.evaluators import Evaluator, FunctionalEvaluator
+from hwnas.nn import ValueChoice
 
 
 def test_calls_the_function_with_its_arguments():
@@ -40,3 +41,16 @@ def test_anything_else_is_an_error(metric):
 def test_the_function_must_be_one():
     with pytest.raises(TypeError, match="expected a function"):
         FunctionalEvaluator(3)
+
+
+def test_arguments_may_be_choices():
+    rate = ValueChoice([1e-3, 1e-2, 1e-1], label="rate")
+    evaluator = FunctionalEvaluator(lambda model, rate, steps: rate * steps, rate=rate, steps=rate * 0 + 3)
+    assert list(evaluator.simplify()) == ["rate"]
+    assert evaluator.size() == 3
+    assert evaluator.freeze({"rate": 1e-2}).evaluate(nn.Identity()) == pytest.approx(3e-2)
+    assert evaluator.simplify()  # freezing has not changed it
+    with pytest.raises(TrainingError, match=r"depend on the choices rate; evaluate with freeze"):
+        evaluator.evaluate(nn.Identity())
+    with pytest.raises(SampleError, match="rate: 5 is not one of the values"):
+        evaluator.freeze({"rate": 5})

@@ -58,6 +58,24 @@ def test_validate_does_not_train():
     assert torch.equal(model.weight, before)
 
 
+@pytest.mark.parametrize("limit", ["max_epochs", "max_steps"])
+def test_nothing_to_train_is_scored_as_it_is(limit):
+    class NeverFits(Module):
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            raise AssertionError
+
+    model = nn.Linear(2, 1)
+    before = model.weight.clone()
+    ours = evaluator(NeverFits(), **{limit: 0})
+    assert not ours.trains
+    assert ours.evaluate(model) == 0.25
+    assert torch.equal(model.weight, before)
+    assert evaluator().trains
+    assert evaluator(max_steps=3).trains
+    with pytest.raises(TrainingError, match=r"no metric named 'default'; logged: .*accuracy"):
+        evaluator(Module("accuracy"), **{limit: 0}).evaluate(model)
+
+
 @pytest.mark.parametrize("kwargs", [{"val_dataloaders": None}, {"module": Module("accuracy")}])
 def test_a_missing_metric_is_named(kwargs):
     with pytest.raises(TrainingError, match="no metric named 'default'"):
@@ -104,8 +122,11 @@ def test_fit_arguments_are_passed_on():
         def train_dataloader(self) -> DataLoader:
             return loader()
 
+        val_dataloader = train_dataloader
+
     ours = evaluator(train_dataloaders=None, val_dataloaders=None, fit_kwargs={"datamodule": Data()})
     assert ours.fit(nn.Linear(2, 1)).global_step == 2
+    assert ours.validate(nn.Linear(2, 1)) == {"default": 0.25, "other": 2.0}
 
 
 def test_replace_changes_a_copy():

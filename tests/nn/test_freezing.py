@@ -331,3 +331,18 @@ def test_an_exported_member_runs_without_the_library(space: Net, tmp_path: Any) 
     )
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", program], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_an_explicit_super_in_a_method_is_refused_with_advice() -> None:
+    model = ExplicitSuper()
+    with pytest.raises(TypeError, match=r"ExplicitSuper\.train calls super\(ExplicitSuper, \.\.\.\).*write super\(\)"):
+        model.freeze({"act": 0})
+
+
+class ExplicitSuper(nn.ModelSpace):
+    def __init__(self) -> None:
+        super(ExplicitSuper, self).__init__()  # noqa: UP008 - the constructor is no part of a frozen model
+        self.act = nn.LayerChoice([nn.ReLU()], label="act")
+
+    def train(self, mode: bool = True) -> ExplicitSuper:
+        return super(ExplicitSuper, self).train(mode)  # noqa: UP008 - what is tested

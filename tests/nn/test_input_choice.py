@@ -60,3 +60,23 @@ def test_weights_and_errors(inputs: list[Tensor]) -> None:
         nn.InputChoice(2, 3)
     with pytest.raises(ValueError, match=r"'in': got 4 tensors, expected 3"):
         choice(inputs)
+
+
+def test_the_number_of_tensors_may_be_left_to_the_first_run() -> None:
+    class Net(nn.ModelSpace):
+        def __init__(self) -> None:
+            super().__init__()
+            self.switch = nn.InputChoice(n_chosen=1, label="switch")
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.switch([x, 10 * x, 100 * x])
+
+    space = Net()
+    with pytest.raises(ValueError, match="'switch': it is not known from how many tensors"):
+        space.simplify()
+    assert space(torch.ones(1)) == 1
+    assert space.simplify()["switch"].values == [0, 1, 2]
+    assert space.freeze({"switch": [2]})(torch.ones(1)) == 100
+    with pytest.raises(ValueError, match="got 2 tensors, expected 3"):
+        space.switch([torch.ones(1)] * 2)
+    assert nn.InputChoice(prior=[0.5, 0.5], label="w").n_candidates == 2

@@ -16,7 +16,7 @@ def test_a_sequence_is_chosen_from_by_position() -> None:
     choice = three()
     assert choice.names == [0, 1, 2]
     assert len(choice) == 3
-    assert [type(c) for c in choice] == [nn.ReLU, nn.Tanh, nn.Sigmoid]
+    assert [type(c) for c in choice] == [torch.nn.ReLU, torch.nn.Tanh, torch.nn.Sigmoid]
     assert choice[1] is choice.candidates[1]
     assert isinstance(choice.freeze({"act": 2}), torch.nn.Sigmoid)
 
@@ -27,8 +27,8 @@ def test_a_mapping_is_chosen_from_by_name() -> None:
     assert choice.names == ["forward", "a.b"]
     assert isinstance(choice["a.b"], nn.Tanh)
     assert isinstance(choice.freeze({"act": "a.b"}), torch.nn.Tanh)
-    with pytest.raises(KeyError, match=r"act.*no candidate 0.*forward"):
-        choice[0]
+    with pytest.raises(KeyError, match=r"act.*no candidate 2.*forward"):
+        choice[2]
 
 
 def test_names_cannot_be_changed_from_outside() -> None:
@@ -128,3 +128,21 @@ def test_errors() -> None:
         three(weights=[0.5, 0.5])
     with pytest.raises(ValueError, match="default"):
         three(default=3)
+
+
+def test_named_candidates_have_positions_too() -> None:
+    choice = nn.LayerChoice(
+        {"conv3x3": nn.Conv2d(3, 8, 3), "conv5x5": nn.Conv2d(3, 8, 5), "conv7x7": nn.Conv2d(3, 8, 7)}
+    )
+    del choice["conv5x5"]
+    choice[1] = nn.Conv3d(3, 8, 1)
+    assert choice.names == ["conv3x3", "conv7x7"]
+    assert choice["conv7x7"] is choice[1] is choice[-1]
+    for wrong in (2, -3, "conv5x5"):
+        with pytest.raises(KeyError, match="its candidates are"):
+            choice[wrong]
+    numbered = nn.LayerChoice([nn.ReLU(), nn.SiLU(), nn.Identity()])
+    del numbered[1]
+    assert isinstance(numbered[2], torch.nn.Identity)  # the key that stands in samples
+    with pytest.raises(KeyError):
+        numbered[1]

@@ -247,9 +247,14 @@ def test_text_shows_labels_in_braces_and_keeps_the_order_of_operations() -> None
     assert repr(-(a + 1) * b[0] >= maximum(a, b)) == "((-({net/a} + 1)) * {b}[0]) >= max({net/a}, {b})"
 
 
-def test_a_choice_of_several_is_not_an_expression() -> None:
-    with pytest.raises(TypeError):
-        CategoricalMultiple([1, 2], label="m") + 1  # type: ignore[operator]
+def test_a_choice_of_several_stands_for_its_list() -> None:
+    several = CategoricalMultiple([1, 2, 5], n_chosen=2, label="m")
+    assert (several[0] + several[1]).all_values() == [3, 6, 7]
+    assert (several[-1] == 5).freeze({"m": [1, 5]}) is True
+    assert repr(several[0] + 1) == "{m}[0] + 1"
+    assert pickle.loads(pickle.dumps(several[1] * 2)).evaluate({"m": [2, 5]}) == 10
+    with pytest.raises(TypeError, match="truth value"):
+        bool(several == [1, 2])
 
 
 def test_conversions_take_strings() -> None:

@@ -15,14 +15,12 @@ from hwnas.errors import SampleError
 from hwnas.space import (
     Categorical,
     CategoricalMultiple,
-    ExpressionConstraint,
     MutableList,
     Numerical,
     dump_sample,
     load_sample,
     sample_from_json,
     sample_to_json,
-    space_to_json,
 )
 
 
@@ -132,34 +130,3 @@ def test_a_missing_label_is_explained() -> None:
     del data["sample"]["flag"]
     with pytest.raises(SampleError, match="1 > flag: the sample has no value"):
         sample_from_json(data, space())
-
-
-def test_a_space_is_described() -> None:
-    a = Categorical([1, (2, 3)], weights=[0.25, 0.75], default=(2, 3), label="a")
-    m = CategoricalMultiple("xy", 1, label="m")
-    x = Numerical(mu=0, sigma=1, low=-1, label="x")
-    described = space_to_json(MutableList([a, m, x, ExpressionConstraint(x < 0, label="negative")]))
-    assert json.loads(json.dumps(described, allow_nan=False)) == {
-        "schema_version": 1,
-        "labels": {
-            "a": {"kind": "categorical", "values": [1, [2, 3]], "weights": [0.25, 0.75], "default": [2, 3]},
-            "m": {
-                "kind": "categorical_multiple",
-                "values": ["x", "y"],
-                "n_chosen": 1,
-                "weights": None,
-                "default": ["x"],
-            },
-            "x": {
-                "kind": "numerical",
-                "low": -1.0,
-                "high": None,
-                "mu": 0.0,
-                "sigma": 1.0,
-                "log_distributed": False,
-                "quantize": None,
-                "default": 0.0,
-            },
-        },
-        "constraints": ["ExpressionConstraint({x} < 0, label='negative')"],
-    }

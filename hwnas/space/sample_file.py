@@ -1,4 +1,4 @@
-"""Spaces and samples as JSON, with a schema version."""
+"""Samples as JSON, with a schema version."""
 
 from __future__ import annotations
 
@@ -12,32 +12,10 @@ import numpy as np
 
 from hwnas import atomic
 from hwnas.errors import SampleError
-from hwnas.space.mutable import Mutable, Sample
-from hwnas.space.walk import Structure
+from hwnas.space.mutable import Mutable
+from hwnas.space.node import Sample
 
 SCHEMA_VERSION = 1
-
-
-def space_to_json(mutable: Mutable) -> dict[str, Any]:
-    """Describe a space in JSON types.
-
-    Parameters
-    ----------
-    mutable : Mutable
-        The space.
-
-    Returns
-    -------
-    dict
-        ``schema_version``; ``labels``, the description of each dimension by label, in order; ``constraints``,
-        a text for each.
-    """
-    structure = Structure(mutable)
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "labels": {str(label): dimension.describe() for label, dimension in structure.dimensions.items()},
-        "constraints": [repr(constraint) for constraint in structure.constraints()],
-    }
 
 
 def sample_to_json(sample: Sample) -> dict[str, Any]:
