@@ -233,13 +233,14 @@ def test_only_active_labels_change() -> None:
             self.layer = nn.LayerChoice([nn.Identity(), nn.Sequential(*sizes)], label="layer")
 
     for seed in range(10):
-        strategy = RegularizedEvolution(evaluations=2, population=1, seed=seed)
-        strategy.run(Many(), FunctionalEvaluator(lambda model: 0.0))
-        first, second = (trial.sample for trial in strategy.trials())
-        if first["layer"] == 0:
-            assert second == first | {"layer": 1}
-        else:
-            assert sum(first[label] != second[label] for label in first) == 1
+        for probability, changed in ((None, 1), (1.0, 13)):
+            strategy = RegularizedEvolution(evaluations=2, population=1, mutation_probability=probability, seed=seed)
+            strategy.run(Many(), FunctionalEvaluator(lambda model: 0.0))
+            first, second = (trial.sample for trial in strategy.trials())
+            if first["layer"] == 0:
+                assert second == first | {"layer": 1}
+            else:
+                assert sum(first[label] != second[label] for label in first) == changed
 
 
 def test_constraints_and_filter_hold() -> None:
@@ -288,16 +289,19 @@ def test_members_without_feasible_neighbours() -> None:
     assert {tuple(trial.sample.values()) for trial in strategy.trials()} == {(i, i) for i in range(4)}
 
 
-def test_the_budget_is_used_up_where_evolution_is_stuck() -> None:
-    # The neighbours of the best are known long before the space is.
-    class Square(nn.ModelSpace):
+def test_it_leaves_a_region_that_is_known() -> None:
+    class Continents(nn.ModelSpace):
+        """Four regions of three members, which one mutation does not connect."""
+
         def __init__(self) -> None:
             super().__init__()
-            self.choices = [nn.ValueChoice(range(8), label=f"v{i}") for i in range(3)]
+            self.choices = [nn.ValueChoice([0, 1, 2, 3], label=f"v{i}") for i in range(2)]
+            self.choices.append(nn.ValueChoice([0, 1, 2], label="v2"))
+            self.add_mutable(ExpressionConstraint(self.choices[0] == self.choices[1]))
 
-    strategy = RegularizedEvolution(evaluations=400, population=2, sample_size=2)
-    strategy.run(Square(), SUM)
-    assert len(strategy.trials()) == 400
+    strategy = RegularizedEvolution(population=1)
+    strategy.run(Continents(), SUM)
+    assert len(strategy.trials()) == 12
 
 
 def test_failed_members_have_no_children() -> None:
@@ -327,6 +331,24 @@ def test_a_first_generation_that_fails() -> None:
     strategy.run(Wide(), recorder)
     assert len(strategy.trials()) == 30
     assert strategy.ranking()[0].number == 5
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_first_generation_of_one_member_that_fails(seed: int) -> None:
+    class Skewed(nn.ModelSpace):
+        def __init__(self) -> None:
+            super().__init__()
+            self.choices = [nn.ValueChoice([0, 1], weights=[0.9, 0.1], label="v")]
+
+    def score(number: int, found: list[int]) -> float:
+        if found == [0]:
+            raise TrainingError("diverged")
+        return 1.0
+
+    strategy = RegularizedEvolution(population=2, seed=seed)
+    strategy.run(Skewed(), Recorder(score))
+    assert len(strategy.trials()) == 2
+    assert strategy.best_sample() == {"v": 1}
 
 
 @pytest.mark.parametrize(
