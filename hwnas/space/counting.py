@@ -155,7 +155,6 @@ class _Recursion:
                 # A constraint that holds already still makes its undecided labels active.
                 parts = self.structure.parts(item) if item.is_constraint else self.structure.active(item, partial)
             except Undecided as need:
-                front.labels.add(need.label)
                 front.waiting.append((item, need.label))
             else:
                 stack.extend(reversed(parts))

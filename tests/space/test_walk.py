@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hwnas.space import Categorical, Mutable, Sample
 from hwnas.space.walk import Partial, Structure, Undecided
 
 
@@ -37,3 +39,57 @@ def test_a_verdict_on_a_part_holds_for_all_completions(toys: SimpleNamespace, da
         else:
             assert verdict not in known
         assert structure.verdict(full) is holds
+
+
+def test_what_is_active_is_asked_once_for_each_combination_of_what_is_read() -> None:
+    asked = []
+    depth, extra = Categorical([0, 1, 2], label="depth"), Categorical([True, False], label="extra")
+    parts = [Categorical([i], label=f"part{i}") for i in range(3)]
+
+    class Tower(Mutable):
+        def sub_mutables(self, sample: Sample | None = None) -> Iterator[Mutable]:
+            asked.append(sample)
+            yield from (depth, extra)
+            yield from parts[:2] if sample is None else parts[: sample["depth"]]
+            if sample is None or (sample["depth"] > 0 and sample["extra"]):
+                yield parts[2]
+
+        def freeze(self, sample: Sample) -> None:
+            return None
+
+    tower = Tower()
+    structure = Structure(tower)
+    asked.clear()
+    for _ in range(3):
+        for sample in ({"depth": d, "extra": e} for d in (0, 1, 2) for e in (True, False)):
+            expected = [
+                depth,
+                extra,
+                *parts[: sample["depth"]],
+                *([parts[2]] if sample["depth"] and sample["extra"] else []),
+            ]
+            found = structure.active(tower, sample)
+            assert len(found) == len(expected)
+            assert all(one is other for one, other in zip(found, expected, strict=True))
+    assert len(asked) == 5  # at depth 0 nothing depends on the other label
+    assert structure.deciders(tower) == {"depth", "extra"}
+
+
+def test_what_asks_for_the_presence_of_a_label_is_asked_every_time() -> None:
+    part = Categorical([1], label="part")
+
+    class Odd(Mutable):
+        def sub_mutables(self, sample: Sample | None = None) -> Iterator[Mutable]:
+            if sample is None or "flag" in sample or sample.get("other", False):
+                yield part
+
+        def freeze(self, sample: Sample) -> None:
+            return None
+
+    odd = Odd()
+    structure = Structure(odd)
+    for _ in range(2):
+        assert structure.active(odd, {}) == ()
+        assert len(structure.active(odd, {"flag": 0})) == 1
+        assert len(structure.active(odd, {"other": True})) == 1
+        assert structure.active(odd, {"other": False}) == ()
