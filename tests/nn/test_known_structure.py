@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import hwnas.nn as nn
+from hwnas.errors import SampleError
 from hwnas.space import ExpressionConstraint
 from hwnas.space.walk import Structure
 
@@ -134,3 +135,15 @@ def test_a_frozen_model_knows_nothing_of_it() -> None:
     space.structure()
     model = space.freeze(space.default())
     assert not any(name.startswith("_known") for part in model.modules() for name in vars(part))
+
+
+def test_wrong_values_and_missing_labels_are_found() -> None:
+    space = Net()
+    space.validate({"pick": 1, "out": 2})
+    with pytest.raises(SampleError, match="out: 3 is not one of the values"):
+        space.validate({"pick": 1, "out": 3})
+    with pytest.raises(SampleError, match="pick: the sample has no value"):
+        space.validate({"out": 1})
+    space.add_mutable(ExpressionConstraint(nn.ValueChoice([1, 2], label="out") > 1))
+    with pytest.raises(SampleError, match="does not hold"):
+        space.validate({"pick": 1, "out": 1})

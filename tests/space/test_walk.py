@@ -71,7 +71,7 @@ def test_what_is_active_is_asked_once_for_each_combination_of_what_is_read() -> 
             found = structure.active(tower, sample)
             assert len(found) == len(expected)
             assert all(one is other for one, other in zip(found, expected, strict=True))
-    assert len(asked) == 5  # at depth 0 nothing depends on the other label
+    assert len([sample for sample in asked if sample is not None]) == 5  # at depth 0 nothing depends on the other label
     assert structure.deciders(tower) == {"depth", "extra"}
 
 
