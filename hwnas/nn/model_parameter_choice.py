@@ -212,7 +212,6 @@ class Variants:
                     with torch.device("meta"):
                         model = self.construct()
                 except Exception:  # a constructor may compute with the values of its tensors
-                    found.clear()
                     model = self.construct()
             self._built[decided] = model, found
         return self._built[decided]

@@ -21,11 +21,17 @@ class Body(torch.nn.Module):
         self.rate = 0.5
 
 
+class Leaf(torch.nn.Module):
+    scale: object = 1.0
+
+
 class Net(nn.ModelSpace):
     def __init__(self) -> None:
         super().__init__()
         self.pick = nn.LayerChoice([nn.ReLU(), nn.Identity(), nn.SiLU()], label="pick")
         self.body = Body()
+        self.leaf = Leaf()
+        self.empty = nn.Sequential()
         self.out = nn.Sequential(nn.Linear(2, nn.ValueChoice([1, 2], label="out")))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -50,6 +56,14 @@ def insert_child(space: Net) -> None:
 
 def append_child(space: Net) -> None:
     space.out.append(act())
+
+
+def append_to_an_empty_container(space: Net) -> None:
+    space.empty.append(act())
+
+
+def set_attribute_of_a_leaf(space: Net) -> None:
+    space.leaf.scale = nn.ValueChoice([1.0, 2.0], label="scale")
 
 
 def delete_child(space: Net) -> None:
@@ -77,6 +91,8 @@ CHANGES = [
     add_child,
     insert_child,
     append_child,
+    append_to_an_empty_container,
+    set_attribute_of_a_leaf,
     delete_child,
     delete_candidate,
     replace_candidate,

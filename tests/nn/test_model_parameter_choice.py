@@ -192,3 +192,18 @@ def test_super_nets_refuse_it() -> None:
         relaxation = OneHot(space.simplify().values())
         with pytest.raises(UnsupportedError, match="ModelParameterChoice"):
             make_supernet(space, relaxation)
+
+
+def test_finding_the_dimensions_takes_no_memory_for_weights() -> None:
+    devices = []
+
+    class Wide(nn.ModelSpace):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(4, nn.ModelParameterChoice([2, 4, 8], label="width"))
+            devices.append(self.linear.weight.device.type)
+
+    space = Wide()
+    assert space.size() == 3
+    assert devices == ["cpu", "meta", "meta"]
+    assert space.freeze({"width": 8}).linear.weight.device.type == "cpu"
