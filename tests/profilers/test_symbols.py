@@ -95,3 +95,14 @@ def test_what_is_not_finite_or_too_large_is_refused(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(symbols, "MAX_TABLE", 5)
     with pytest.raises(UnsupportedError, match="a, b together: 6 combinations, more than 5"):
         tabulate(A + B)
+
+
+def test_the_padding_of_a_kernel_cancels_against_it() -> None:
+    table = SymbolTable()
+    kernel = Categorical([3, 5, 7], label="kernel")
+    size, padding = table.size(tabulate(kernel), 3), table.size(tabulate(kernel // 2), 1)
+    assert table.evaluate(size).aligned(("kernel",)).tolist() == [3, 5, 7]
+    assert table.evaluate(2 * padding - size + 1).labels == ()
+    width = Categorical([16, 32, 48], label="width")
+    wide, wider = table.size(tabulate(width), 16), table.size(tabulate(width * 2 + 8), 40)
+    assert table.evaluate(wider - 2 * wide).values == 8

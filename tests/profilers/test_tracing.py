@@ -271,3 +271,20 @@ def test_violations_are_all_reported_up_to_a_limit() -> None:
     assert set(violations(iter([guard, guard]))) == {(("a", "b"), (0, 1)), (("a", "b"), (1, 0))}
     assert list(violations(iter([Table(("a",), np.array([True]))]))) == []
     assert len(list(violations(iter([Table(("a",), np.zeros(1000, dtype=bool))])))) <= 16
+
+
+def test_many_kernels_with_their_padding_do_not_hang_together() -> None:
+    class Tower(nn.ModelSpace):
+        def __init__(self) -> None:
+            super().__init__()
+            kernels = [choice([3, 5, 7], f"kernel{i}") for i in range(12)]  # 3^12 combinations
+            self.layers = nn.Sequential(*(nn.Conv2d(2, 2, kernel, padding=kernel // 2) for kernel in kernels))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layers(x)
+
+    space = Tower()
+    profiler = FlopsProfiler(space, X)
+    for seed in range(3):
+        sample = space.random(random_state=seed)
+        assert profiler.profile(sample) == macs_of(space.freeze(sample), X)
