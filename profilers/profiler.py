@@ -10,8 +10,10 @@ import numpy as np
 from torch import Tensor
 
 from hwnas.cost import CostModel, Factor
-from hwnas.profilers.symbols import Table, conjunction, listed_values, tabulate, union
-from hwnas.space import CategoricalMultiple, Constraint, ExpressionConstraint, Mutable, Sample
+from hwnas.profilers.symbols import Table, conjunction, disjunction, listed_values, tabulate, union
+from hwnas.space import CategoricalMultiple, Constraint, Mutable, Sample
+from hwnas.space.node import Node
+from hwnas.space.walk import Partial, Structure, Undecided
 
 MAX_SUBSETS = 4096  # a label with more values than that is left out of the domain
 
@@ -81,30 +83,51 @@ def domain_of(space: Mutable) -> dict[str, Sequence[Any]]:
     return domain
 
 
-def walk(mutable: Mutable) -> Iterator[Mutable]:
-    """Yield a mutable and everything below it, in order."""
-    yield mutable
-    for sub in mutable.sub_mutables():
-        yield from walk(sub)
-
-
 def constraints_of(space: Mutable) -> list[Factor]:
-    """Return the constraints of a space as boolean factors.
+    """Return the constraints of a space as boolean factors, which hold where a constraint is not active.
 
     Raises
     ------
     TypeError
         For a constraint that is no expression, since it cannot be tabulated.
     """
-    factors = []
-    for mutable in walk(space):
-        if not isinstance(mutable, Constraint):
-            continue
-        if not isinstance(mutable, ExpressionConstraint):
-            raise TypeError(f"costs cannot honour the constraint {mutable!r}; write it as an ExpressionConstraint")
-        table = tabulate(mutable.expression)
-        factors.append(Factor(table.labels, table.values.astype(bool), name=repr(mutable)))
-    return factors
+    structure = space.structure()
+    found: dict[tuple[int, str], Factor] = {}
+
+    def visit(node: Node, decided: Sample) -> None:
+        if isinstance(node, Constraint):
+            key = id(node), repr(decided)
+            if key not in found:
+                found[key] = _limited(node, decided, structure)
+        elif structure.restricted(node):
+            try:
+                parts = structure.active(node, Partial(decided))
+            except Undecided as need:
+                for value in listed_values(structure.dimension(need.label)):
+                    visit(node, {**decided, need.label: value})
+            else:
+                for part in parts:
+                    visit(part, decided)
+
+    visit(structure.root, {})
+    return list(found.values())
+
+
+def _limited(constraint: Constraint, decided: Sample, structure: Structure) -> Factor:
+    """Tabulate a constraint that is active under the decided labels alone."""
+    expression = constraint.as_expression()
+    if expression is None:
+        raise TypeError(
+            f"costs cannot honour the constraint {constraint!r}; write it as an ExpressionConstraint, or give it "
+            "as_expression()"
+        )
+    inactive = [
+        Table((label,), np.array([other != value for other in listed_values(structure.dimension(label))]))
+        for label, value in decided.items()
+    ]
+    holds = tabulate(expression)
+    table = disjunction([*inactive, Table(holds.labels, holds.values.astype(bool))])
+    return Factor(table.labels, table.values, name=repr(constraint))
 
 
 def masked(quantity: Table, conditions: Iterable[Table]) -> Table:

@@ -17,6 +17,7 @@ from torch.utils._sympy.reference import PythonReferenceAnalysis
 
 from hwnas.errors import UnsupportedError
 from hwnas.space import Categorical, CategoricalMultiple, LabeledMutable, MutableExpression
+from hwnas.space.node import Dimension
 
 Size = int | torch.SymInt
 MAX_TABLE = 200_000  # entries; beyond it an expression is no small factor
@@ -81,7 +82,7 @@ def _fold(operation: np.ufunc, conditions: Iterable[Table], start: bool) -> Tabl
     return Table(labels, np.asarray(holds)).reduced()
 
 
-def listed_values(mutable: LabeledMutable) -> list[Any]:
+def listed_values(mutable: Dimension) -> list[Any]:
     """Return every value of a finite dimension; subsets are listed as they stand in samples.
 
     Raises

@@ -109,7 +109,8 @@ def _profile(
         "macs": macs.cost_model,
         "parameters": parameters.cost_model,
     }
-    samples = _random_members(space, models["latency_ms"], seed)
+    rng = np.random.default_rng(seed)
+    samples = [space.random(random_state=rng) for _ in range(RANDOM_MEMBERS)]
     costs = {name: np.asarray(model.evaluate(samples)) for name, model in models.items()}
     median = samples[int(np.argsort(costs["latency_ms"])[RANDOM_MEMBERS // 2])]
     return {
@@ -138,20 +139,6 @@ def _size(space: Mutable) -> int | None:
         return space.size()
     except UncountableError:
         return None
-
-
-def _random_members(space: Mutable, model: CostModel, seed: int) -> list[Sample]:
-    """Draw members by their prior weights, all at once: `space.random` walks all modules for each."""
-    from hwnas.cost import CostModel
-    from hwnas.space import Categorical
-
-    weights = {
-        label: choice.weights
-        for label, choice in space.simplify().items()
-        if isinstance(choice, Categorical) and choice.weights is not None
-    }
-    free = CostModel(model.domain.values, (), constraints=model.constraints)
-    return free.sample_within(n=RANDOM_MEMBERS, seed=seed, weights=weights)
 
 
 def _spread(model: CostModel, costs: Any) -> dict[str, Any]:

@@ -298,3 +298,36 @@ def test_constraints_are_part_of_the_cost_model() -> None:
     costs = {profiler.profile(sample) for sample in space.grid()}
     assert profiler.cost_model.minimum().cost == min(costs) == 1 + 3
     assert all(space.contains(sample) for sample in profiler.cost_model.sample_within(None, 5, n=10))
+
+
+def test_a_constraint_counts_only_where_it_is_active() -> None:
+    from hwnas.space import ExpressionConstraint
+
+    class Pair(nn.MutableModule):
+        def __init__(self, name: str, least: int) -> None:
+            super().__init__()
+            a, b = choice([1, 2, 3], f"{name}/a"), choice([1, 2, 3], f"{name}/b")
+            self.first, self.second = nn.Conv2d(1, a, 1), nn.Conv2d(a, b, 1)
+            self.last = nn.Conv2d(b, 1, 1)
+            self.add_mutable(ExpressionConstraint(a + b >= least))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.second(self.first(x)))
+
+    class Limited(nn.ModelSpace):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.LayerChoice([Pair("x", 5), nn.Identity(), Pair("y", 6)], label="body")
+            self.more = nn.Repeat(lambda index: Pair(f"more{index}", 4), (0, 1), label="depth")
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.more(self.body(x))
+
+    space = Limited()
+    model = FlopsProfiler(space, torch.zeros(1, 1, 1, 1)).cost_model
+    valid = list(space.grid())
+    assert model.count_within().value == len(valid) == space.size()
+    assert model.minimum().cost == 0  # neither pair runs
+    found = {tuple(sorted(sample.items())) for sample in model.sample_within(None, None, n=2000, seed=0)}
+    assert found <= {tuple(sorted(sample.items())) for sample in valid}
+    assert {dict(sample)["body"] for sample in found} == {0, 1, 2}
