@@ -66,6 +66,8 @@ def _held(trace: Trace) -> dict[int, list[Table]]:
 
     def visit(module: nn.Module, here: Table) -> None:
         held.setdefault(id(module), []).append(here)
+        if isinstance(module, MixedOperation):
+            return  # what it consists of is sliced, and counted, with it
         if isinstance(module, MixedLayer):
             choice = tabulate(module.choice)
             for name in module.names:
@@ -78,7 +80,7 @@ def _held(trace: Trace) -> dict[int, list[Table]]:
             for index, block in enumerate(module.blocks):
                 visit(block, conjunction([here, _where(depth, index.__lt__)]))
         else:
-            known = not isinstance(module, BaseSuperNetModule) or isinstance(module, MixedOperation | MixedRepeat)
+            known = not isinstance(module, BaseSuperNetModule) or isinstance(module, MixedRepeat)
             for child in module.children():
                 by_call = None if known else called.get(names[id(child)])
                 visit(child, here if by_call is None else disjunction(by_call))
@@ -97,12 +99,14 @@ def _sliced_size(module: MixedOperation) -> Table:
     labels = tuple(domain)
     shape = tuple(len(domain[label]) for label in labels)
     check_table_size(shape, labels)
-    trained = {name for name, _ in nn.Module.named_parameters(module)}
+    buffers = {
+        name for name, _ in nn.Module.named_buffers(module)
+    }  # a member may have other parameters than the largest
     sizes = [
         sum(
             tensor.numel()
             for name, tensor in module.sliced_state(arguments_at(module.arguments, sample)).items()
-            if name in trained
+            if name not in buffers
         )
         for sample in combinations(domain, labels)
     ]

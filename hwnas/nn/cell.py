@@ -17,6 +17,7 @@ from hwnas.nn.input_choice import InputChoice, reduce_tensors
 from hwnas.nn.layer_choice import LayerChoice
 from hwnas.nn.mutable_module import MutableModule
 from hwnas.space import Label, Mutable, MutableExpression, Sample, maximum, to_int
+from hwnas.space.expression import Operation
 from hwnas.space.labels import resolve_label
 
 MergeOp = Literal["all", "loose_end"]
@@ -75,12 +76,21 @@ class ChosenCell(nn.Module):
             self._check_number(states, "tensors from the preprocessor")
         for selectors, operations in zip(self.inputs, self.ops, strict=True):
             read = [
-                operation(selector(states))
+                self._read(selector, operation, states)
                 for selector, operation in zip(selectors, operations, strict=True)  # type: ignore[call-overload]
             ]
             states.append(reduce_tensors(read, "sum"))
-        output = torch.cat([states[index] for index in self.output_node_indices], self.concat_dim)
+        output = self._merge(states)
         return output if self.postprocessor is None else self.postprocessor(output, given)
+
+    def _read(self, selector: nn.Module, operation: nn.Module, states: list[Tensor]) -> Tensor:
+        """Run one operation of a node on the node that it reads."""
+        result: Tensor = operation(selector(states))
+        return result
+
+    def _merge(self, states: list[Tensor]) -> Tensor:
+        """Concatenate what is output, given the predecessors and all nodes."""
+        return torch.cat([states[index] for index in self.output_node_indices], self.concat_dim)
 
     def _check_number(self, tensors: list[Any], what: str) -> None:
         if len(tensors) != self.num_predecessors:
@@ -300,12 +310,20 @@ class Cell(MutableModule, ChosenCell):
         """
         if self.merge_op == "all":
             return len(self.output_node_indices)
-        count: int | MutableExpression = len(self.always_output)
-        for node in range(self.num_predecessors, self.num_predecessors + self.num_nodes):
-            if node not in self.always_output:
-                reads = [to_int(selector.choice[0] == node) for later, selector in self._selectors() if later > node]
-                count = count + (1 - maximum(reads) if reads else 1)
-        return count
+        total: Any = None
+        for node in range(self.num_predecessors + self.num_nodes):
+            if node >= self.num_predecessors or node in self.always_output:
+                total = self._is_output(node) if total is None else _side_by_side(total, self._is_output(node))
+        number: int | MutableExpression = total
+        return number
+
+    def _is_output(self, node: int) -> int | MutableExpression:
+        """Return 1 for a node that is concatenated and 0 for another one, of loose ends as an expression."""
+        reads = [to_int(selector.choice[0] == node) for later, selector in self._selectors() if later > node]
+        if node in self.always_output or not reads:
+            return 1
+        is_loose: MutableExpression = 1 - maximum(reads)
+        return is_loose
 
     def sub_mutables(self, sample: Sample | None = None) -> Iterator[Mutable]:
         """Yield the choices of inputs and operations, and of loose ends the number, which the cell itself decides."""
@@ -328,6 +346,38 @@ class Cell(MutableModule, ChosenCell):
             f"label={str(self.label)!r}, num_nodes={self.num_nodes}, num_ops_per_node={self.num_ops_per_node}, "
             f"num_predecessors={self.num_predecessors}, merge_op={self.merge_op!r}"
         )
+
+
+class Concatenation(Operation):
+    """The sum of the widths of two tensors that stand side by side, the left one first."""
+
+
+def _side_by_side(left: int | MutableExpression, right: int | MutableExpression) -> int | MutableExpression:
+    if isinstance(left, int) and isinstance(right, int):
+        return left + right
+    return Concatenation("+", left, right)
+
+
+def widths_side_by_side(width: Any) -> list[Any]:
+    """Take the width of the output of a cell apart into those of its nodes.
+
+    Parameters
+    ----------
+    width : int or expression
+        Computed from `Cell.num_output_nodes` by multiplication, and by addition of the widths of other tensors.
+
+    Returns
+    -------
+    list of int or expression
+        One width for each tensor that may be part of the output, in their order, 0 while it is not; for anything
+        else `width` itself alone.
+    """
+    if not isinstance(width, Operation) or width.name not in ("+", "*"):
+        return [width]
+    left, right = map(widths_side_by_side, width.operands)
+    if len(left) == len(right) == 1 and not isinstance(width, Concatenation):
+        return [width]
+    return [*left, *right] if width.name == "+" else [a * b for a in left for b in right]
 
 
 class ForwardOnly(nn.Module):

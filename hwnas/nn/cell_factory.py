@@ -121,6 +121,10 @@ class FactoryChoice(MutableModule):
         ValueError
             When the factory makes other candidates for this source than for the default one.
         """
+        return self.make_several([name], source)[0]
+
+    def make_several(self, names: Sequence[int | str], source: int) -> list[nn.Module]:
+        """Make several candidates for an operation that reads `source`; see `make`."""
         with self.placed.device:
             offered = self.factory.offer(self.node, self.op, source)
             if list(offered) != self.names:
@@ -128,8 +132,8 @@ class FactoryChoice(MutableModule):
                     f"operation {self.label!r}: for input {source} the factory makes the candidates {list(offered)}, "
                     f"for the default one {self.names}; they must not depend on the input"
                 )
-            made = self._checked(offered[name], name)
-        return made.to(self.placed.dtype).train(self.training)
+            made = [self._checked(offered[name], name) for name in names]
+        return [module.to(self.placed.dtype).train(self.training) for module in made]
 
     def _checked(self, make: Callable[[], Any], name: int | str) -> nn.Module:
         made = make()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import builtins
-import itertools
+import copy
 import math
 import operator
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, NoReturn
 
 from hwnas.errors import SampleError
@@ -101,10 +102,19 @@ class MutableExpression(Mutable):
         ValueError
             If a leaf is continuous.
         """
-        leaves = self.leaves()
+        # Leaf by leaf: what is left of the expression once some leaves have values. Combinations that leave the same go
+        # on as one, so that a sum or a count over many choices takes few steps. The first of them is kept, in order.
+        rests: dict[Any, Any] = {_form(self): self}
+        for leaf in self.leaves():
+            values = list(leaf.grid_values())
+            assigned = (_assign(rest, leaf.label, value) for rest in rests.values() for value in values)
+            merged: dict[Any, Any] = {}
+            for rest in assigned:
+                merged.setdefault(_form(rest), rest)
+            rests = merged
         found: dict[Any, Any] = {}
-        for values in itertools.product(*(list(leaf.grid_values()) for leaf in leaves)):
-            value = self.evaluate(values)
+        for rest in rests.values():
+            value = _compute(rest, _no_leaf_left)
             try:
                 found.setdefault(value, value)
             except TypeError:  # unhashable: a list, for example
@@ -470,3 +480,47 @@ def _text(operand: Any) -> str:
         return repr(operand)
     text = operand.text()
     return f"({text})" if isinstance(operand, Operation) and operand.name in {*_INFIX, *_PREFIX} else text
+
+
+def _no_leaf_left(leaf: LabeledMutable) -> NoReturn:
+    raise AssertionError(f"label {leaf.label!r} has got no value")
+
+
+def _assign(operand: Any, label: str, value: Any) -> Any:
+    """Put a value in the place of a leaf, and compute all that is then known without doubt."""
+    if not isinstance(operand, Operation):
+        return value if isinstance(operand, LabeledMutable) and operand.label == label else operand
+    operands = [_assign(part, label, value) for part in operand.operands]
+    if operand.name == "condition" and not isinstance(operands[0], MutableExpression):
+        return operands[1] if operands[0] else operands[2]
+    if all(new is old for new, old in zip(operands, operand.operands, strict=True)):
+        return operand
+    if operand.name in ("max", "min"):
+        operands = _without_dominated(operand.name, operands)
+    known = operand.name not in LAZY and not any(isinstance(part, MutableExpression) for part in operands)
+    if known:
+        with suppress(Exception):  # whether it is reached at all, a condition further up decides
+            return OPERATORS[operand.name](*operands)
+    rest = copy.copy(operand)
+    rest.operands = tuple(operands)
+    return rest
+
+
+def _without_dominated(name: str, operands: list[Any]) -> list[Any]:
+    """Keep one number among the operands of a maximum or a minimum; the other numbers never matter."""
+    is_number = [type(part) in (bool, int, float) and not math.isnan(part) for part in operands]
+    if all(is_number) or sum(is_number) < 2:
+        return operands
+    extreme = OPERATORS[name](part for part, number in zip(operands, is_number, strict=True) if number)
+    return [extreme, *(part for part, number in zip(operands, is_number, strict=True) if not number)]
+
+
+def _form(operand: Any) -> Any:
+    """Return what two operands have in common exactly when they are the same formula."""
+    if isinstance(operand, Operation):
+        return (operand.name, *map(_form, operand.operands))
+    if isinstance(operand, MutableExpression):
+        return (operand.text(),)
+    if isinstance(operand, tuple | list):
+        return (type(operand), *map(_form, operand))
+    return (type(operand), operand if isinstance(operand, Hashable) else repr(operand))

@@ -11,13 +11,13 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from hwnas.errors import TrainingError
 from hwnas.evaluators import captured_logs
 from hwnas.profilers.penalties import ExpectationProfilerPenalty
 from hwnas.strategies.batches import CyclingBatches, single_loader
 from hwnas.strategies.cost_labels import cost_labels
+from hwnas.strategies.kept_statistics import kept_statistics
 from hwnas.strategies.oneshot import OneShotCallback, OneShotStrategy
 
 MAX_LOGGED = 64
@@ -26,6 +26,8 @@ MAX_LOGGED = 64
 
 class ArchitectureStep(OneShotCallback):
     """One step of the architecture on a validation batch before each step of the weights.
+
+    The relaxation draws anew before both. While the trainer validates, the relaxation is in evaluation mode.
 
     Parameters
     ----------
@@ -70,6 +72,7 @@ class ArchitectureStep(OneShotCallback):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Follow the model to its device."""
         super().on_fit_start(trainer, pl_module)
+        self.relaxation.train()
         # Loading puts the moments where the parameters are.
         self.optimizer.load_state_dict(self.optimizer.state_dict())
         if trainer.max_epochs is not None and 0 <= trainer.max_epochs <= self.warmup_epochs:
@@ -82,7 +85,7 @@ class ArchitectureStep(OneShotCallback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Make the architecture step.
+        """Make the architecture step, and draw for the step of the weights.
 
         Raises
         ------
@@ -90,9 +93,21 @@ class ArchitectureStep(OneShotCallback):
             When the loss or a gradient is not finite, or the loss does not depend on the architecture.
         """
         in_warmup = trainer.current_epoch < self.warmup_epochs
-        if in_warmup or batch_idx % trainer.accumulate_grad_batches != 0:
-            return
-        validation = _on_device(next(self.batches), trainer, pl_module)
+        if not in_warmup and batch_idx % trainer.accumulate_grad_batches == 0:
+            self._train_architecture(trainer, pl_module, batch_idx)
+        self.relaxation.resample({})
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Leave nothing to chance."""
+        self.relaxation.eval()
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Go on with the search."""
+        self.relaxation.train()
+
+    def _train_architecture(self, trainer: L.Trainer, pl_module: L.LightningModule, batch_idx: int) -> None:
+        self.relaxation.resample({})
+        validation = on_device(next(self.batches), trainer, pl_module)
         where = f"architecture step {self.steps} (epoch {trainer.current_epoch}, batch {batch_idx})"
         with self._architecture_only(pl_module):
             with captured_logs(pl_module), trainer.precision_plugin.train_step_context():
@@ -117,17 +132,25 @@ class ArchitectureStep(OneShotCallback):
             scaler = getattr(trainer.precision_plugin, "scaler", None)
             scale = 1.0 if scaler is None else float(scaler.get_scale())
             gradients = torch.autograd.grad(loss * scale, self.parameters, allow_unused=True)
-        self._update(gradients, scale, where, may_overflow=scaler is not None)
+        self._apply(gradients, scale, where, may_overflow=scaler is not None)
         if self.steps % self.log_every == 0 and trainer.loggers:
             self._log(trainer, loss.detach(), cost)
         self.steps += 1
 
-    def _update(self, gradients: tuple[Tensor | None, ...], scale: float, where: str, *, may_overflow: bool) -> None:
+    def update(self) -> None:
+        """Update the architecture by the gradients of its parameters."""
+        self.optimizer.step()
+
+    def record(self) -> dict[str, float]:
+        """Return what is logged besides the loss, the cost and the probabilities."""
+        return {}
+
+    def _apply(self, gradients: tuple[Tensor | None, ...], scale: float, where: str, *, may_overflow: bool) -> None:
         finite = all(bool(torch.isfinite(gradient).all()) for gradient in gradients if gradient is not None)
         if finite:
             for parameter, gradient in zip(self.parameters, gradients, strict=True):
                 parameter.grad = None if gradient is None else gradient / scale
-            self.optimizer.step()
+            self.update()
             self.optimizer.zero_grad()
         elif not may_overflow:
             raise TrainingError(
@@ -139,20 +162,14 @@ class ArchitectureStep(OneShotCallback):
     def _architecture_only(self, pl_module: L.LightningModule) -> Iterator[None]:
         """Compute gradients of the architecture alone, and leave running statistics as they are."""
         weights = [parameter for parameter in pl_module.parameters() if parameter.requires_grad]
-        norms = [m for m in pl_module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
         for parameter in weights:
             parameter.requires_grad_(False)
-        for norm in norms:
-            # In training mode this makes a layer use the statistics of the batch and keep no record of them.
-            # One in evaluation mode goes on to use its running statistics.
-            norm.track_running_stats = False
         self.relaxation.requires_grad_(True)
         try:
-            yield
+            with kept_statistics(pl_module):
+                yield
         finally:
             self.relaxation.requires_grad_(False)
-            for norm in norms:
-                norm.track_running_stats = True
             for parameter in weights:
                 parameter.requires_grad_(True)
 
@@ -165,7 +182,7 @@ class ArchitectureStep(OneShotCallback):
         return probabilities
 
     def _log(self, trainer: L.Trainer, loss: Tensor, cost: Tensor | None) -> None:
-        record = {"arch/loss": float(loss)}
+        record = {"arch/loss": float(loss), **self.record()}
         if cost is not None:
             record["arch/expected_cost"] = float(cost.detach())
         entropies = []
@@ -197,7 +214,7 @@ class ArchitectureStep(OneShotCallback):
         self.steps = state_dict["steps"]
 
 
-def _on_device(batch: Any, trainer: L.Trainer, pl_module: L.LightningModule) -> Any:
+def on_device(batch: Any, trainer: L.Trainer, pl_module: L.LightningModule) -> Any:
     """Treat a batch as the trainer treats its own."""
     batch = trainer.precision_plugin.convert_input(batch)
     batch = pl_module.on_before_batch_transfer(batch, 0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning as L
 import numpy as np
@@ -69,6 +69,8 @@ class DARTS(OneShotStrategy):
     Liu, Simonyan, Yang: DARTS: Differentiable Architecture Search, ICLR 2019.
     """
 
+    step_type: ClassVar[type[ArchitectureStep]] = ArchitectureStep
+
     def __init__(
         self,
         arc_learning_rate: float = 3e-4,
@@ -82,16 +84,17 @@ class DARTS(OneShotStrategy):
         seed: int | np.random.Generator = 0,
     ) -> None:
         super().__init__(mutation_hooks, seed=seed)
+        name = type(self).__name__
         if not arc_learning_rate > 0:
-            raise ValueError(f"DARTS: arc_learning_rate is {arc_learning_rate}; expected a number above 0")
+            raise ValueError(f"{name}: arc_learning_rate is {arc_learning_rate}; expected a number above 0")
         if warmup_epochs < 0:
-            raise ValueError(f"DARTS: warmup_epochs is {warmup_epochs}; expected at least 0")
+            raise ValueError(f"{name}: warmup_epochs is {warmup_epochs}; expected at least 0")
         if log_prob_every_n_step < 1:
-            raise ValueError(f"DARTS: log_prob_every_n_step is {log_prob_every_n_step}; expected at least 1")
+            raise ValueError(f"{name}: log_prob_every_n_step is {log_prob_every_n_step}; expected at least 1")
         self.penalty = as_expectation_penalty(penalty)
         if self.penalty is not None and not isinstance(self.penalty, ExpectationProfilerPenalty):
             raise TypeError(
-                f"DARTS: the penalty is a {type(self.penalty).__name__}; architectures are distributions "
+                f"{name}: the penalty is a {type(self.penalty).__name__}; architectures are distributions "
                 "here, which needs an ExpectationProfilerPenalty"
             )
         self.arc_learning_rate = arc_learning_rate
@@ -122,14 +125,14 @@ class DARTS(OneShotStrategy):
         assert isinstance(evaluator, Lightning)
         if not evaluator.module.automatic_optimization:
             raise ValueError(
-                "DARTS: the module sets automatic_optimization = False. Its training_step runs on "
+                f"{type(self).__name__}: the module sets automatic_optimization = False. Its training_step runs on "
                 "validation data too, where it must not train weights; return the loss and leave the step "
                 "to the trainer"
             )
 
     def callback(self) -> L.Callback:
         """Return a new callback that makes the architecture steps."""
-        return ArchitectureStep(
+        return self.step_type(
             self,
             learning_rate=self.arc_learning_rate,
             betas=self.arc_betas,

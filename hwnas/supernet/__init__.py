@@ -1,6 +1,9 @@
 """Super-nets: one network that holds the weights of every member of a model space."""
 
 from hwnas.supernet.base import BaseSuperNetModule
+from hwnas.supernet.behind_cell import BehindCell
+from hwnas.supernet.binary_gates import BinaryGates
+from hwnas.supernet.gumbel_softmax import GumbelSoftmax
 from hwnas.supernet.hooks import (
     DEFAULT_HOOKS,
     MutationHook,
@@ -9,32 +12,64 @@ from hwnas.supernet.hooks import (
     refuse_leftovers,
     supernet_modules,
 )
-from hwnas.supernet.mixed_batch_norm import MixedBatchNorm2d
-from hwnas.supernet.mixed_conv import MixedConv2d
+from hwnas.supernet.mixed_attention import MixedMultiheadAttention
+from hwnas.supernet.mixed_batch_norm import MixedBatchNorm1d, MixedBatchNorm2d, MixedBatchNorm3d
+from hwnas.supernet.mixed_cell import MixedCell, MixedFactoryChoice
+from hwnas.supernet.mixed_conv import MixedConv1d, MixedConv2d, MixedConv3d, MixedConvolution
+from hwnas.supernet.mixed_conv_transpose import MixedConvTranspose1d, MixedConvTranspose2d, MixedConvTranspose3d
+from hwnas.supernet.mixed_dropout import MixedDropout
+from hwnas.supernet.mixed_embedding import MixedEmbedding
+from hwnas.supernet.mixed_group_norm import MixedGroupNorm
 from hwnas.supernet.mixed_input import MixedInput
 from hwnas.supernet.mixed_layer import MixedLayer
+from hwnas.supernet.mixed_layer_norm import MixedLayerNorm
 from hwnas.supernet.mixed_linear import MixedLinear
-from hwnas.supernet.mixed_operation import MixedOperation
+from hwnas.supernet.mixed_operation import MixedExpectation, MixedOperation
+from hwnas.supernet.mixed_parametrized import MixedParametrized
 from hwnas.supernet.mixed_repeat import MixedRepeat
+from hwnas.supernet.mixed_rms_norm import MixedRMSNorm
 from hwnas.supernet.mixture import Mixture
 from hwnas.supernet.one_hot import OneHot
 from hwnas.supernet.relaxation import Relaxation
+from hwnas.supernet.sampled_softmax import SampledSoftmax
 from hwnas.supernet.softmax import Softmax
 
 __all__ = [
     "DEFAULT_HOOKS",
     "BaseSuperNetModule",
+    "BehindCell",
+    "BinaryGates",
+    "GumbelSoftmax",
+    "MixedBatchNorm1d",
     "MixedBatchNorm2d",
+    "MixedBatchNorm3d",
+    "MixedCell",
+    "MixedConv1d",
     "MixedConv2d",
+    "MixedConv3d",
+    "MixedConvTranspose1d",
+    "MixedConvTranspose2d",
+    "MixedConvTranspose3d",
+    "MixedConvolution",
+    "MixedDropout",
+    "MixedEmbedding",
+    "MixedExpectation",
+    "MixedFactoryChoice",
+    "MixedGroupNorm",
     "MixedInput",
     "MixedLayer",
+    "MixedLayerNorm",
     "MixedLinear",
+    "MixedMultiheadAttention",
     "MixedOperation",
+    "MixedParametrized",
+    "MixedRMSNorm",
     "MixedRepeat",
     "Mixture",
     "MutationHook",
     "OneHot",
     "Relaxation",
+    "SampledSoftmax",
     "Softmax",
     "is_supernet",
     "make_supernet",

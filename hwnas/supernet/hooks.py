@@ -13,12 +13,22 @@ from hwnas.nn import ModelSpace, MutableModule, ValueChoice
 from hwnas.nn.holding import attribute_mutables
 from hwnas.space import MutableExpression
 from hwnas.supernet.base import BaseSuperNetModule
-from hwnas.supernet.mixed_batch_norm import MixedBatchNorm2d
-from hwnas.supernet.mixed_conv import MixedConv2d
+from hwnas.supernet.behind_cell import Conv2dBehindCell, LinearBehindCell, refuse_mixed_positions
+from hwnas.supernet.mixed_attention import MixedMultiheadAttention
+from hwnas.supernet.mixed_batch_norm import MixedBatchNorm1d, MixedBatchNorm2d, MixedBatchNorm3d
+from hwnas.supernet.mixed_cell import MixedCell, MixedFactoryChoice
+from hwnas.supernet.mixed_conv import MixedConv1d, MixedConv2d, MixedConv3d
+from hwnas.supernet.mixed_conv_transpose import MixedConvTranspose1d, MixedConvTranspose2d, MixedConvTranspose3d
+from hwnas.supernet.mixed_dropout import MixedDropout
+from hwnas.supernet.mixed_embedding import MixedEmbedding
+from hwnas.supernet.mixed_group_norm import MixedGroupNorm
 from hwnas.supernet.mixed_input import MixedInput
 from hwnas.supernet.mixed_layer import MixedLayer
+from hwnas.supernet.mixed_layer_norm import MixedLayerNorm
 from hwnas.supernet.mixed_linear import MixedLinear
+from hwnas.supernet.mixed_parametrized import MixedParametrized
 from hwnas.supernet.mixed_repeat import MixedRepeat
+from hwnas.supernet.mixed_rms_norm import MixedRMSNorm
 from hwnas.supernet.mixture import Mixture
 from hwnas.supernet.relaxation import Relaxation
 
@@ -31,9 +41,33 @@ DEFAULT_HOOKS: tuple[MutationHook, ...] = (
     MixedLayer.mutate,
     MixedInput.mutate,
     MixedRepeat.mutate,
-    MixedConv2d.mutate,
-    MixedLinear.mutate,
-    MixedBatchNorm2d.mutate,
+    MixedCell.mutate,
+    MixedFactoryChoice.mutate,
+    Conv2dBehindCell.mutate,  # before those of which they are special cases
+    LinearBehindCell.mutate,
+    refuse_mixed_positions,
+    *(
+        operation.mutate
+        for operation in (
+            MixedLinear,
+            MixedConv1d,
+            MixedConv2d,
+            MixedConv3d,
+            MixedConvTranspose1d,
+            MixedConvTranspose2d,
+            MixedConvTranspose3d,
+            MixedBatchNorm1d,
+            MixedBatchNorm2d,
+            MixedBatchNorm3d,
+            MixedLayerNorm,
+            MixedGroupNorm,
+            MixedRMSNorm,
+            MixedEmbedding,
+            MixedMultiheadAttention,
+            MixedDropout,
+            MixedParametrized,  # of all other classes
+        )
+    ),
 )
 
 

@@ -1,4 +1,4 @@
-"""`BatchNorm2d` in a super-net."""
+"""Batch normalisation in a super-net."""
 
 from __future__ import annotations
 
@@ -8,22 +8,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hwnas.nn.parametrized import arguments_at
-from hwnas.supernet.mixed_operation import MixedOperation, ever, largest, width_mask
+from hwnas.supernet.mixed_operation import MixedOperation, width_mask
 
 
-class MixedBatchNorm2d(MixedOperation, torch.nn.BatchNorm2d):
+class _MixedBatchNorm(MixedOperation, torch.nn.modules.batchnorm._BatchNorm):
     """Prefixes of the channels of one batch normalisation, running statistics included."""
 
     _search_machinery = True
     mixable = ("num_features",)
     widths_of_input = ("num_features",)
-
-    @classmethod
-    def maximal_arguments(cls, arguments: dict[str, Any]) -> dict[str, Any]:
-        """Return the largest number of channels, and switches that are on if they ever are."""
-        switches = {name: ever(arguments[name]) for name in ("affine", "track_running_stats") if name in arguments}
-        return arguments_at(arguments, None) | switches | {"num_features": largest(arguments["num_features"])}
+    sizes = ("num_features",)
+    switches = ("affine", "track_running_stats")
 
     def sliced_state(self, values: dict[str, Any]) -> dict[str, Tensor]:
         """Return the parameters and the running statistics of the member."""
@@ -44,10 +39,10 @@ class MixedBatchNorm2d(MixedOperation, torch.nn.BatchNorm2d):
         widest = values | {"num_features": x.shape[1]}
         y = self._normalise(x, self.sliced_state(widest), widest)
         mask = width_mask(values["num_features"], x.shape[1], y)
-        return y if mask is None else y * mask.view(1, -1, 1, 1)
+        return y if mask is None else y * mask.view(-1, *[1] * (y.dim() - 2))
 
     def _normalise(self, x: Tensor, state: dict[str, Tensor], values: dict[str, Any]) -> Tensor:
-        self._check_input_dim(x)
+        self._check_input_dim(x)  # type: ignore[no-untyped-call]
         mean, variance = state.get("running_mean"), state.get("running_var")
         # The momentum of the module where there is none: re-estimating the statistics sets it to None, which stands
         # for a cumulative average.
@@ -66,3 +61,21 @@ class MixedBatchNorm2d(MixedOperation, torch.nn.BatchNorm2d):
             momentum,
             values.get("eps", self.eps),
         )
+
+
+class MixedBatchNorm1d(_MixedBatchNorm, torch.nn.BatchNorm1d):
+    """`BatchNorm1d` in a super-net: prefixes of the channels, running statistics included."""
+
+    _search_machinery = True
+
+
+class MixedBatchNorm2d(_MixedBatchNorm, torch.nn.BatchNorm2d):
+    """`BatchNorm2d` in a super-net: prefixes of the channels, running statistics included."""
+
+    _search_machinery = True
+
+
+class MixedBatchNorm3d(_MixedBatchNorm, torch.nn.BatchNorm3d):
+    """`BatchNorm3d` in a super-net: prefixes of the channels, running statistics included."""
+
+    _search_machinery = True

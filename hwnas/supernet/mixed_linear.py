@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hwnas.supernet.mixed_operation import MixedOperation, ever, largest, width_mask
+from hwnas.supernet.mixed_operation import MixedOperation, width_mask
 
 
 class MixedLinear(MixedOperation, torch.nn.Linear):
@@ -17,12 +17,8 @@ class MixedLinear(MixedOperation, torch.nn.Linear):
     _search_machinery = True
     mixable = ("in_features", "out_features")
     widths_of_input = ("in_features",)
-
-    @classmethod
-    def maximal_arguments(cls, arguments: dict[str, Any]) -> dict[str, Any]:
-        """Return the largest numbers of features."""
-        widest = {name: largest(arguments[name]) for name in ("in_features", "out_features")}
-        return arguments | widest | {"bias": ever(arguments.get("bias", True))}
+    sizes = ("in_features", "out_features")
+    switches = ("bias",)
 
     def sliced_state(self, values: dict[str, Any]) -> dict[str, Tensor]:
         """Return the weight and the bias of the member."""

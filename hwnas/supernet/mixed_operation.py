@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import itertools
+import operator
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
@@ -12,7 +16,7 @@ from typing_extensions import Self
 
 from hwnas.errors import UnsupportedError
 from hwnas.nn import ParametrizedModule
-from hwnas.nn.parametrized import arguments_at, expressions_in, map_argument
+from hwnas.nn.parametrized import arguments_at, expressions_in, has_choice, map_argument, signature_of
 from hwnas.space import LabeledMutable, Mutable, MutableExpression, Sample
 from hwnas.space.expression import Operation
 from hwnas.supernet.base import BaseSuperNetModule
@@ -29,7 +33,7 @@ class MixedOperation(BaseSuperNetModule, ParametrizedModule):
     After a normalisation that is the place where it has an effect: a batch normalisation undoes any scale that
     its input was given.
 
-    Subclasses derive from the module of PyTorch as well, and say how large it must be (`maximal_arguments`), how
+    Subclasses derive from the module of PyTorch as well, and say how large it must be (`sizes`, `switches`), how
     a slice is cut (`sliced_state`), and how it runs.
 
     References
@@ -41,6 +45,9 @@ class MixedOperation(BaseSuperNetModule, ParametrizedModule):
     _search_machinery = True
     mixable: ClassVar[tuple[str, ...]] = ()  # arguments that have a meaning as a mixture
     widths_of_input: ClassVar[tuple[str, ...]] = ()  # those of them that say how wide the input is
+    mixes_tuples: ClassVar[bool] = False  # whether they may be tuples with choices inside
+    sizes: ClassVar[tuple[str, ...]] = ()  # arguments that say how large the parameters are
+    switches: ClassVar[tuple[str, ...]] = ()  # arguments that say which parameters there are
 
     @classmethod
     def convert(cls, module: ParametrizedModule, relaxation: Relaxation) -> Self:
@@ -60,7 +67,8 @@ class MixedOperation(BaseSuperNetModule, ParametrizedModule):
         """
         mixed = cls.__new__(cls)
         # The constructor of the PyTorch class makes the parameters, at maximal size.
-        cls.plain_type().__init__(mixed, **cls.maximal_arguments(module.arguments))
+        bound = bound_arguments(cls.plain_type(), cls.maximal_arguments(module.arguments))
+        cls.plain_type().__init__(mixed, *bound.args, **bound.kwargs)
         mixed.arguments = module.arguments
         mixed.train(module.training)
         reference = next(module.parameters(), None)
@@ -71,18 +79,31 @@ class MixedOperation(BaseSuperNetModule, ParametrizedModule):
 
     @classmethod
     def maximal_arguments(cls, arguments: dict[str, Any]) -> dict[str, Any]:
-        """Return constant arguments for a module whose parameters hold those of every member."""
-        raise NotImplementedError(f"{cls.__name__} does not say how large its parameters are (maximal_arguments)")
+        """Return constant arguments for a module whose parameters hold those of every member.
+
+        Parameters
+        ----------
+        arguments : dict
+            Those of the twin, choices among them.
+
+        Returns
+        -------
+        dict
+            The largest of `sizes`, switches that are on if they ever are, and the defaults of the rest.
+        """
+        largest_sizes = {name: widest(arguments[name]) for name in cls.sizes if name in arguments}
+        ever_on = {name: ever(arguments[name]) for name in cls.switches if name in arguments}
+        return arguments_at(arguments, None) | largest_sizes | ever_on
 
     def sliced_state(self, values: dict[str, Any]) -> dict[str, Tensor]:
         """Return views of the parameters and buffers that the member with these arguments uses."""
         raise NotImplementedError(f"{type(self).__name__} does not say how it is sliced (sliced_state)")
 
-    def forward_sliced(self, x: Tensor, values: dict[str, Any]) -> Tensor:
+    def forward_sliced(self, x: Any, values: dict[str, Any], *inputs: Any, **options: Any) -> Any:
         """Run with one value for each argument."""
         raise NotImplementedError(f"{type(self).__name__} does not run slices (forward_sliced)")
 
-    def forward_mixed(self, x: Tensor, values: dict[str, Any]) -> Tensor:
+    def forward_mixed(self, x: Any, values: dict[str, Any], *inputs: Any, **options: Any) -> Any:
         """Run with mixtures among the arguments."""
         raise NotImplementedError(f"{type(self).__name__} does not run mixtures (forward_mixed)")
 
@@ -90,36 +111,43 @@ class MixedOperation(BaseSuperNetModule, ParametrizedModule):
         """Yield the choices among the arguments."""
         yield from self.sub_mutables()
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, *inputs: Any, **options: Any) -> Any:
         """Run the operation with the arguments that the relaxation gives.
 
         Parameters
         ----------
-        x : Tensor
-            As the PyTorch module takes it; as wide as the largest member where widths are mixed.
+        *inputs, **options
+            As the PyTorch module takes them; as wide as the largest member where widths are mixed.
 
         Returns
         -------
-        Tensor
+        Any
             The output, masked where its width is a mixture.
         """
         values = {name: map_argument(argument, self.relaxation.value) for name, argument in self.arguments.items()}
-        if any(isinstance(value, Mixture) for value in values.values()):
-            return self.forward_mixed(x, values)
-        return self.forward_sliced(x, values)
+        x, *others = inputs
+        if any(_holds_mixture(value) for value in values.values()):
+            return self.forward_mixed(x, values, *others, **options)
+        return self.forward_sliced(x, values, *others, **options)
+
+    def make_member(self, values: dict[str, Any]) -> nn.Module:
+        """Make the PyTorch module that a member has, parameters still to be filled in."""
+        # skip_init: the random state of the program must not depend on whether somebody froze a member.
+        module: nn.Module = nn.utils.skip_init(self.plain_type(), **values)
+        return module
 
     def lower(self, sample: Sample, memo: dict[int, Any]) -> nn.Module:
         """Freeze to the PyTorch module with a copy of the slice of this one's parameters."""
         values = arguments_at(self.arguments, sample)
-        # skip_init: the random state of the program must not depend on whether somebody froze a member.
-        module: nn.Module = nn.utils.skip_init(self.plain_type(), **values)
-        state = {name: tensor.detach().clone() for name, tensor in self.sliced_state(values).items()}
+        module = self.make_member(values)
+        with torch.enable_grad():  # so that slices of parameters that are trained say that they are
+            state = self.sliced_state(values)
         reference = next(self.parameters(), None)
         if reference is not None:
             module.to(reference.device, reference.dtype)
-        module.load_state_dict(state)
+        module.load_state_dict({name: tensor.detach().clone() for name, tensor in state.items()})
         for name, parameter in module.named_parameters():
-            parameter.requires_grad_(self.get_parameter(name).requires_grad)
+            parameter.requires_grad_(state[name].requires_grad)
         module.train(self.training)
         return module
 
@@ -147,13 +175,68 @@ class MixedOperation(BaseSuperNetModule, ParametrizedModule):
         for argument, value in module.arguments.items():
             expressions = list(expressions_in(value))
             if expressions and argument not in cls.mixable:
-                raise refusal(module, name, argument, f"only {', '.join(cls.mixable)} can be mixed")
-            if expressions and not isinstance(value, MutableExpression):
+                raise refusal(module, name, argument, f"{' and '.join(cls.mixable) or 'nothing of it'} can be mixed")
+            if expressions and not isinstance(value, MutableExpression) and not cls.mixes_tuples:
                 raise refusal(module, name, argument, "choices inside a tuple cannot be mixed")
             if argument in cls.widths_of_input and any(_adds_choices(expression) for expression in expressions):
                 # Where mixed tensors are concatenated, each has its largest width: the columns of a member are not
                 # those that a prefix takes.
                 raise refusal(module, name, argument, "the width of a concatenation of mixed tensors is no prefix")
+
+
+class MixedExpectation(MixedOperation):
+    """A mixed operation that runs every member and mixes their outputs, filled up with zeros to the largest width.
+
+    It is exact for any argument, and for operations in which channels meet: a layer normalisation takes its
+    statistics over the channels of the member, so that no scale of the output of the largest one is the output of a
+    smaller one. The operation runs once for each combination of its arguments, so it should be a cheap one, or have
+    few.
+
+    Subclasses say how one member runs on an input of the largest width (`forward_member`).
+    """
+
+    _search_machinery = True
+    mixes_tuples = True
+    joint: MutableExpression  # the arguments that are chosen, as one tuple
+
+    @classmethod
+    def convert(cls, module: ParametrizedModule, relaxation: Relaxation) -> Self:
+        """Make the mixed operation of a module with choices among its arguments; see `MixedOperation.convert`."""
+        mixed = super().convert(module, relaxation)
+        # Tuples, because the values of an expression have to be hashable.
+        chosen = [_as_tuple(argument) for argument in module.arguments.values() if has_choice(argument)]
+        mixed.joint = Operation("tuple", *chosen)
+        return mixed
+
+    def forward_member(self, x: Any, values: dict[str, Any], *inputs: Any, **options: Any) -> Any:
+        """Run the member with these arguments on the prefix of the input, and fill its output up with zeros."""
+        raise NotImplementedError(f"{type(self).__name__} does not run members (forward_member)")
+
+    def forward_mixed(self, x: Any, values: dict[str, Any], *inputs: Any, **options: Any) -> Any:
+        """Return the expectation over the members."""
+        chosen = [name for name, argument in self.arguments.items() if has_choice(argument)]
+        mixture = self.relaxation.mixture(self.joint)
+        outputs = []
+        for member in mixture.values:
+            with mixture.where(functools.partial(operator.eq, member)):
+                arguments = values | dict(zip(chosen, member, strict=True))
+                outputs.append(self.forward_member(x, arguments, *inputs, **options))
+        return mixture.combine(outputs)
+
+
+def _as_tuple(argument: Any) -> Any:
+    return tuple(argument) if isinstance(argument, list) else argument
+
+
+def _holds_mixture(value: Any) -> bool:
+    if isinstance(value, tuple | list):
+        return any(_holds_mixture(part) for part in value)
+    return isinstance(value, Mixture)
+
+
+def bound_arguments(plain: type[nn.Module], values: dict[str, Any]) -> inspect.BoundArguments:
+    """Return arguments by name as the constructor of a class takes them: some by their position only."""
+    return inspect.BoundArguments(signature_of(plain), OrderedDict(values))
 
 
 def _adds_choices(expression: MutableExpression) -> bool:
@@ -202,6 +285,42 @@ def ever(argument: Any) -> bool:
 def largest(argument: Any) -> int:
     """Return the largest value that an integer argument can take."""
     return max(int(value) for (value,) in joint_values([argument]))
+
+
+def widest(argument: Any) -> Any:
+    """Return the largest size that an argument can take: of tuples, the largest in each place."""
+    values = [value for (value,) in joint_values([argument])]
+    if not any(isinstance(value, tuple | list) for value in values):
+        return max(int(value) for value in values)
+    sizes = [tuple(value) if isinstance(value, tuple | list) else (value,) for value in values]
+    if len({len(size) for size in sizes}) > 1:
+        raise UnsupportedError(f"sizes of one length are needed to share weights, got {values}; write all of them out")
+    return tuple(max(places) for places in zip(*sizes, strict=True))
+
+
+def prefix(tensor: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Return the first entries of a tensor in each of its last dimensions.
+
+    Parameters
+    ----------
+    tensor : Tensor, shape (..., at least sizes)
+        What to cut.
+    sizes : sequence of int
+        How many entries to keep in the last ``len(sizes)`` dimensions.
+
+    Returns
+    -------
+    Tensor, shape (..., *sizes)
+        A view.
+    """
+    index: tuple[Any, ...] = (..., *map(slice, sizes))
+    return tensor[index]
+
+
+def filled_up(tensor: Tensor, shape: Sequence[int]) -> Tensor:
+    """Return a tensor with zeros behind its entries, up to `shape`."""
+    missing = [size - present for size, present in zip(shape, tensor.shape, strict=True)]
+    return nn.functional.pad(tensor, [pad for size in reversed(missing) for pad in (0, size)])
 
 
 def width_mask(width: Any, size: int, like: Tensor) -> Tensor | None:

@@ -111,7 +111,7 @@ class Softmax(Relaxation):
             leaves = decision.leaves()
             results = [
                 decision.evaluate(dict(zip((leaf.label for leaf in leaves), combination, strict=True)))
-                for combination in itertools.product(*(_listed_values(leaf) for leaf in leaves))
+                for combination in itertools.product(*(_listed_values(leaf, lists=True) for leaf in leaves))
             ]
             values = list(dict.fromkeys(results))
             self._outcomes[decision] = values, torch.tensor([values.index(result) for result in results])
@@ -146,10 +146,11 @@ class Softmax(Relaxation):
         return torch.stack(entropies).mean()
 
 
-def _listed_values(mutable: LabeledMutable) -> list[Any]:
+def _listed_values(mutable: LabeledMutable, *, lists: bool = False) -> list[Any]:
+    """Return the values of a dimension; of a choice of several the items, or the lists that stand in samples."""
     number_of_values(mutable)  # raises for dimensions that are no list
     assert isinstance(mutable, Categorical | CategoricalMultiple)
-    return list(mutable.values)
+    return list(mutable.grid_values()) if lists else list(mutable.values)
 
 
 def _prior_logits(mutable: LabeledMutable) -> Tensor:

@@ -98,3 +98,22 @@ def test_layers_without_modules_of_their_own() -> None:
 class Skip(nn.Module):
     def forward(self, x: Tensor, *rest: Tensor) -> Any:
         return x, x.new_zeros(1, 3, 3)
+
+
+def test_operations_that_consist_of_others_count_once() -> None:
+    class Net(nn.ModelSpace):
+        def __init__(self) -> None:
+            super().__init__()
+            width = nn.ValueChoice([4, 8], label="width")
+            self.up = nn.Linear(3, width)
+            self.attention = nn.MultiheadAttention(width, nn.ValueChoice([1, 2], label="heads"), batch_first=True)
+            self.norm = nn.LayerNorm(width)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.up(x)
+            return self.norm(self.attention(y, y, y, need_weights=False)[0])
+
+    space = Net()
+    profiler = NumParamsProfiler(space, torch.zeros(2, 5, 3))
+    for sample in space.grid():
+        assert profiler.profile(sample) == sum(p.numel() for p in space.freeze(sample).parameters())

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import operator
 import pickle
@@ -21,9 +22,11 @@ from hwnas.space import (
     condition,
     maximum,
     minimum,
+    switch_case,
     to_float,
     to_int,
 )
+from hwnas.space.expression import Operation
 
 INTS = [operator.add, operator.sub, operator.mul, operator.truediv, operator.floordiv, operator.mod, divmod]
 BITS = [operator.lshift, operator.rshift, operator.and_, operator.or_, operator.xor]
@@ -261,3 +264,58 @@ def test_conversions_take_strings() -> None:
     text = Categorical(["3", "4"], label="t")
     assert to_int(text).all_values() == [3, 4]
     assert to_float(text).all_values() == [3.0, 4.0]
+
+
+def brute_force(expression: MutableExpression) -> list[Any]:
+    """Evaluate every combination."""
+    leaves = expression.leaves()
+    found: list[Any] = []
+    for values in itertools.product(*(list(leaf.grid_values()) for leaf in leaves)):
+        value = expression.evaluate(values)
+        if value not in found:
+            found.append(value)
+    return found
+
+
+@settings(max_examples=100, deadline=None)
+@given(formulas())
+def test_all_values_are_those_of_every_combination(formula: Any) -> None:
+    expression = formula[1]({label: Categorical(values, label=label) for label, values in LEAF_VALUES.items()})
+    if isinstance(expression, MutableExpression):
+        assert expression.all_values() == brute_force(expression)
+
+
+def test_all_values_of_lists_tuples_and_extremes() -> None:
+    a, b = Categorical([3, 1, 2], label="a"), Categorical([0, 1], label="b")
+    several = CategoricalMultiple([5, 6, 7], n_chosen=2, label="several")
+    pair = Categorical([(1, 2), (3, 4)], label="pair")
+    for expression in (
+        Operation("tuple", a, a + b, 1),
+        Operation("list", a, maximum(b, 1, a, 0)),
+        several[b] * a,
+        several,
+        maximum(several),
+        minimum(2, a, 3, b, 1.5),
+        maximum(1, True, 0, b),
+        pair[b],
+        pair,
+        condition(b == 0, several[0], a) * (several[1] == 7),
+    ):
+        assert expression.all_values() == brute_force(expression)
+
+
+def test_errors_in_branches_that_are_not_taken_do_not_matter() -> None:
+    a, b = Categorical([0, 4], label="a"), Categorical([0, 1], label="b")
+    guarded = condition((a != 0) & (b != 7), 8 // a, b)
+    assert guarded.all_values() == brute_force(guarded) == [0, 1, 2]
+    assert condition(b == 2, 8 // (a * 0), a).all_values() == [0, 4]
+    with pytest.raises(ZeroDivisionError):
+        (8 // (a + b)).all_values()
+    with pytest.raises(ValueError, match="no case applies"):
+        switch_case(a, {4: 1}).all_values()
+
+
+def test_all_values_of_a_count_over_many_choices_take_few_steps() -> None:
+    choices = [CategoricalMultiple(list(range(8)), 1, label=f"x{i}") for i in range(8)]
+    count = sum(1 - maximum(to_int(choice[0] == item) for choice in choices) for item in range(4))
+    assert sorted(count.all_values()) == list(range(5))  # of 8 ** 8 combinations

@@ -331,6 +331,24 @@ def test_running_statistics_come_from_training_data_only(kit):
     assert norm.track_running_stats
 
 
+def test_running_statistics_of_chosen_widths_come_from_training_data_only(kit):
+    class Net(nn.ModelSpace):
+        def __init__(self) -> None:
+            super().__init__()
+            width = nn.ValueChoice([2, 4], label="width")
+            self.stem = nn.Conv2d(1, width, 1)
+            self.norm = nn.BatchNorm2d(width)
+            self.head = nn.Linear(width, 3)
+
+        def forward(self, x):
+            return self.head(self.norm(self.stem(x)).mean((2, 3)))
+
+    space, strategy = Net(), DARTS()
+    strategy.mutate_model(space)
+    strategy.run(space, kit.evaluator())
+    assert space.norm.num_batches_tracked == 6
+
+
 def test_records(kit):
     class Records(Logger):
         name, version = "records", 0

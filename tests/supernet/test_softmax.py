@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 import hwnas.nn as nn
 from hwnas.errors import UnsupportedError
+from hwnas.space import CategoricalMultiple
 from hwnas.supernet import Softmax, make_supernet, supernet_modules
 
 
@@ -445,3 +446,13 @@ def test_the_width_of_a_concatenation_cannot_be_mixed(last: str) -> None:
     space = Joined()
     with pytest.raises(UnsupportedError, match=r"last.*labels a, b.*concatenation"):
         make_supernet(space, Softmax(space.simplify().values()))
+
+
+def test_an_expression_over_an_input_choice_sees_lists() -> None:
+    several = CategoricalMultiple([0, 1, 2], 1, label="inputs")
+    relaxation = Softmax([several])
+    torch.nn.init.normal_(relaxation.alpha("inputs"))
+    mixture = relaxation.mixture(several[0] == 2)
+    probability = relaxation.probabilities("inputs")
+    assert mixture.values == (False, True)
+    torch.testing.assert_close(mixture.weights, torch.stack([probability[:2].sum(), probability[2]]))
