@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -43,14 +44,29 @@ class Strategy(ABC):
         """
 
     @abstractmethod
+    def ranked_samples(self) -> Iterator[Sample]:
+        """Yield the samples of the members found, best first."""
+
+    @abstractmethod
+    def freeze(self, sample: Sample) -> nn.Module:
+        """Return a member as a plain model."""
+
     def list_models(self, limit: int = 1) -> Iterator[nn.Module]:
-        """Yield the best members found, best first, frozen.
+        """Yield the best members found, best first, as `freeze` gives them.
 
         Parameters
         ----------
         limit : int
             How many at most.
+
+        Raises
+        ------
+        ValueError
+            When the limit is less than 1.
         """
+        if limit < 1:
+            raise ValueError(f"limit is {limit}; expected at least 1")
+        return (self.freeze(sample) for sample in itertools.islice(self.ranked_samples(), limit))
 
     @abstractmethod
     def best_sample(self) -> Sample:

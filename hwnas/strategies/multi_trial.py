@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import logging
 import math
@@ -277,20 +276,10 @@ class MultiTrialStrategy(Strategy):
             raise RuntimeError(f"{type(self).__name__}: no trial has succeeded; trials() says why")
         return best
 
-    def list_models(self, limit: int = 1) -> Iterator[nn.Module]:
-        """Yield the best members as `freeze` gives them: with the weights of the super-net, else untrained.
-
-        Parameters
-        ----------
-        limit : int
-            How many at most.
-        """
-        if limit < 1:
-            raise ValueError(f"limit is {limit}; expected at least 1")
-        return (self.freeze(sample) for sample in itertools.islice(self.ranked_samples(), limit))
-
     def freeze(self, sample: Sample) -> nn.Module:
         """Return a member as the evaluator gets it, the same at every call.
+
+        It has the weights that it has in the super-net; of a plain space it is untrained.
 
         Parameters
         ----------

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -70,10 +69,6 @@ class OneShotStrategy(Strategy):
     @abstractmethod
     def callback(self) -> L.Callback:
         """Return a new callback that does the search while the super-net is trained."""
-
-    @abstractmethod
-    def ranked_samples(self) -> Iterator[Sample]:
-        """Yield feasible samples, best first."""
 
     # -- the super-net ---------------------------------------------------------------------------------------
 
@@ -211,18 +206,6 @@ class OneShotStrategy(Strategy):
     def best_sample(self) -> Sample:
         """Return the best feasible sample."""
         return next(iter(self.ranked_samples()))
-
-    def list_models(self, limit: int = 1) -> Iterator[nn.Module]:
-        """Yield the best members, frozen with the weights that they have in the super-net.
-
-        Parameters
-        ----------
-        limit : int
-            How many at most.
-        """
-        if limit < 1:
-            raise ValueError(f"limit is {limit}; expected at least 1")
-        return (self.freeze(sample) for sample in itertools.islice(self.ranked_samples(), limit))
 
     def freeze(self, sample: Sample) -> nn.Module:
         """Return a member of the super-net as a plain model."""

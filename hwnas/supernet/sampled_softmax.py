@@ -79,11 +79,6 @@ class SampledSoftmax(Softmax):
         stream = np.random.SeedSequence((seed, 1)).generate_state(1)[0]
         self._generator = torch.Generator().manual_seed(int(stream))
         self._values = {label: list(mutable.grid_values()) for label, mutable in self.dimensions.items()}
-        self._items: dict[str, Tensor] = {
-            label: torch.tensor([[float(item in value) for item in mutable.values] for value in self._values[label]])
-            for label, mutable in self.dimensions.items()
-            if isinstance(mutable, CategoricalMultiple)
-        }
         self._results: dict[MutableExpression, tuple[list[str], dict[tuple[int, ...], Any]]] = {}
         self.resample({})
 
@@ -113,18 +108,6 @@ class SampledSoftmax(Softmax):
         """Return the active values of a label by the last draw."""
 
     # -- draws -----------------------------------------------------------------------------------------------
-
-    def logits(self, label: str) -> Tensor:
-        """Return the logit of each value.
-
-        Returns
-        -------
-        Tensor, shape (number of values,)
-            In the order of `grid_values`; its softmax is `probabilities`.
-        """
-        alpha = self.alpha(label)
-        items = self._items.get(label)
-        return alpha if items is None else items.to(alpha) @ alpha
 
     def resample(self, memo: Sample, rng: np.random.Generator | None = None) -> Sample:
         """Draw anew for all labels.
@@ -197,7 +180,7 @@ class SampledSoftmax(Softmax):
         positions, weights = self.active(decision.label)
         if weights is None:
             return Mixture((list(self._values[decision.label][positions[0]]),))
-        return Mixture(decision.values, weights @ self._items[decision.label].to(weights)[list(positions)])
+        return Mixture(decision.values, weights @ self.members(decision).to(weights)[list(positions)])
 
     def _leaves(self, decision: MutableExpression) -> list[str]:
         if decision not in self._results:

@@ -58,10 +58,8 @@ class Softmax(Relaxation):
         found: nn.Parameter = self.alphas[self._position[self.dimension(label).label]]
         return found
 
-    def probabilities(self, label: str) -> Tensor:
-        """Return the probability of each value.
-
-        The logit of a choice of several items is the sum of their logits.
+    def logits(self, label: str) -> Tensor:
+        """Return the logit of each value; that of a choice of several items is the sum of their logits.
 
         Returns
         -------
@@ -71,11 +69,31 @@ class Softmax(Relaxation):
         alpha: Tensor = self.alpha(label)
         mutable = self.dimension(label)
         if isinstance(mutable, CategoricalMultiple) and mutable.n_chosen != 1:
-            if label not in self._members:
-                values = mutable.grid_values()
-                self._members[label] = torch.tensor([[item in value for item in mutable.values] for value in values])
-            return torch.softmax(self._members[label].to(alpha) @ alpha, 0)
-        return torch.softmax(alpha, 0)
+            return self.members(mutable).to(alpha) @ alpha
+        return alpha
+
+    def members(self, mutable: CategoricalMultiple) -> Tensor:
+        """Return which items are in which value of a choice of several.
+
+        Returns
+        -------
+        Tensor, shape (number of values, number of items)
+            True where the item is in the value.
+        """
+        if mutable.label not in self._members:
+            values = mutable.grid_values()
+            self._members[mutable.label] = torch.tensor([[item in v for item in mutable.values] for v in values])
+        return self._members[mutable.label]
+
+    def probabilities(self, label: str) -> Tensor:
+        """Return the probability of each value, the softmax of `logits`.
+
+        Returns
+        -------
+        Tensor, shape (number of values,)
+            In the order of `grid_values`.
+        """
+        return torch.softmax(self.logits(label), 0)
 
     def inclusion(self, decision: CategoricalMultiple) -> Tensor:
         """Return how often each item of a choice of several is expected to be chosen.
