@@ -3,26 +3,35 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
-BLOCKS = [
-    pytest.param(block, id=f"{path.stem}-{index}")
+
+
+def _examples(path: Path) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL)
+
+
+PAGES = [
+    pytest.param(path, id=str(path.relative_to(ROOT)))
     for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-    for index, block in enumerate(re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL))
+    if _examples(path)
 ]
 
 
-@pytest.mark.parametrize("block", BLOCKS)
-def test_example_runs(block: str, tmp_path: Path) -> None:
-    done = subprocess.run([sys.executable, "-c", block], cwd=tmp_path, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+@pytest.mark.parametrize("page", PAGES)
+def test_examples_of_a_page_run_one_after_the_other(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, Any] = {"__name__": "examples_of_a_page"}
+    for number, example in enumerate(_examples(page), start=1):
+        exec(compile(example, f"{page}, example {number}", "exec"), namespace)
 
 
 def test_the_readme_has_an_example_of_about_thirty_lines() -> None:
-    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (example,) = _examples(ROOT / "README.md")
     assert 25 <= len(example.splitlines()) <= 45
