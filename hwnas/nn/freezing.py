@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-KEPT_BY_HWNAS = ("_registered_mutables", "_known_structure", "_variants")
-"""Attributes of mutable modules that a frozen model does not have."""
+KEPT_BY_HWNAS = ("_registered_mutables", "_known_structure", "_variants", "_compiled_call_impl")
+"""Attributes of mutable modules that a frozen model does not have; that of `compile` would run the original."""
 
 
 class Lowerable(Protocol):

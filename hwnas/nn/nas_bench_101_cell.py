@@ -244,30 +244,63 @@ class BuiltNasBench101Cell(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map shape (N, channels of IN, *) to (N, channels of OUT, *)."""
-        nodes = [x]
-        for node, (operation, sources) in enumerate(zip(self.operations, self.inputs, strict=False), 1):
-            terms = [self._cut(nodes[source], source, node) for source in sources if source > 0]
-            nodes.append(operation(self._sum(terms, node, x)))
-        joined = [nodes[source] for source in self.inputs[-1] if source > 0]
-        return self._sum([torch.cat(joined, 1)] if joined else [], len(nodes), x)
+        return run_graph(x, self.inputs, self.channels, self._project, self._operate)
 
-    def _cut(self, tensor: Tensor, source: int, node: int) -> Tensor:
-        """Leave out the last channel if the source has one more than the node that reads it."""
-        width = self.channels[node]
-        return tensor if self.channels[source] == width else tensor[:, :width]
+    def _project(self, x: Tensor, node: int) -> Tensor:
+        y: Tensor = self.projections[str(node)](x)
+        return y
 
-    def _sum(self, terms: list[Tensor], node: int, x: Tensor) -> Tensor:
-        """Add tensors of shape (N, channels of the node, *) and the projection of IN, if the node reads it."""
-        if str(node) in self.projections:
-            terms = [*terms, self.projections[str(node)](x)]
-        total = terms[0]
-        for term in terms[1:]:
-            total = total + term
-        return total
+    def _operate(self, x: Tensor, node: int) -> Tensor:
+        y: Tensor = self.operations[node - 1](x)
+        return y
 
     def extra_repr(self) -> str:
         """Show the graph and the channels."""
         return f"inputs={self.inputs}, channels={self.channels}"
+
+
+def run_graph(
+    x: Tensor,
+    inputs: Sequence[Sequence[int]],
+    channels: Sequence[int],
+    project: Callable[[Tensor, int], Tensor],
+    operate: Callable[[Tensor, int], Tensor],
+) -> Tensor:
+    """Run the graph of a cell.
+
+    Parameters
+    ----------
+    x : Tensor, shape (N, channels of IN, *)
+        IN.
+    inputs : sequence of sequence of int
+        What each node after IN reads.
+    channels : sequence of int
+        Channels of each node.
+    project : callable
+        Projects IN for the node of a number.
+    operate : callable
+        Applies the operation of the node of a number.
+
+    Returns
+    -------
+    Tensor, shape (N, channels of OUT, *)
+        OUT.
+    """
+    last = len(inputs)
+    nodes = [x]
+    for node, sources in enumerate(inputs, 1):
+        read = [nodes[source] for source in sources if source > 0]
+        # Of a source that has one channel more than the node the last one is left out.
+        terms = [tensor[:, : channels[node]] for tensor in read]
+        if read and node == last:
+            terms = [torch.cat(read, 1)]
+        if 0 in sources:
+            terms.append(project(x, node))
+        total = terms[0]
+        for term in terms[1:]:
+            total = total + term
+        nodes.append(operate(total, node) if node < last else total)
+    return nodes[-1]
 
 
 class EdgeLimit(Constraint):

@@ -339,8 +339,9 @@ class MutableExpression(Mutable):
 
 
 def _to_int(value: Any) -> Any:
-    # trunc() keeps a symbolic number symbolic, which int() does not.
-    return math.trunc(value) if hasattr(type(value), "__trunc__") else builtins.int(value)
+    # trunc() keeps a symbolic number symbolic, which int() does not; of a symbolic condition there is none.
+    keeps = hasattr(type(value), "__trunc__") and not isinstance(value, bool)
+    return math.trunc(value) if keeps else builtins.int(value)
 
 
 def _to_float(value: Any) -> Any:

@@ -3,15 +3,19 @@
 from hwnas.supernet.base import BaseSuperNetModule
 from hwnas.supernet.behind_cell import BehindCell
 from hwnas.supernet.binary_gates import BinaryGates
+from hwnas.supernet.candidate_norm import CandidateNorm, MixedCandidates, normalise_candidates
+from hwnas.supernet.differentiable_mutator import DifferentiableMutator
 from hwnas.supernet.gumbel_softmax import GumbelSoftmax
 from hwnas.supernet.hooks import (
     DEFAULT_HOOKS,
     MutationHook,
+    check_searchable,
     is_supernet,
     make_supernet,
     refuse_leftovers,
     supernet_modules,
 )
+from hwnas.supernet.kept_statistics import kept_statistics
 from hwnas.supernet.mixed_attention import MixedMultiheadAttention
 from hwnas.supernet.mixed_batch_norm import MixedBatchNorm1d, MixedBatchNorm2d, MixedBatchNorm3d
 from hwnas.supernet.mixed_cell import MixedCell, MixedFactoryChoice
@@ -24,6 +28,7 @@ from hwnas.supernet.mixed_input import MixedInput
 from hwnas.supernet.mixed_layer import MixedLayer
 from hwnas.supernet.mixed_layer_norm import MixedLayerNorm
 from hwnas.supernet.mixed_linear import MixedLinear
+from hwnas.supernet.mixed_nas_bench_101_cell import MixedNasBench101Cell
 from hwnas.supernet.mixed_operation import MixedExpectation, MixedOperation
 from hwnas.supernet.mixed_parametrized import MixedParametrized
 from hwnas.supernet.mixed_repeat import MixedRepeat
@@ -39,10 +44,13 @@ __all__ = [
     "BaseSuperNetModule",
     "BehindCell",
     "BinaryGates",
+    "CandidateNorm",
+    "DifferentiableMutator",
     "GumbelSoftmax",
     "MixedBatchNorm1d",
     "MixedBatchNorm2d",
     "MixedBatchNorm3d",
+    "MixedCandidates",
     "MixedCell",
     "MixedConv1d",
     "MixedConv2d",
@@ -61,6 +69,7 @@ __all__ = [
     "MixedLayerNorm",
     "MixedLinear",
     "MixedMultiheadAttention",
+    "MixedNasBench101Cell",
     "MixedOperation",
     "MixedParametrized",
     "MixedRMSNorm",
@@ -71,8 +80,11 @@ __all__ = [
     "Relaxation",
     "SampledSoftmax",
     "Softmax",
+    "check_searchable",
     "is_supernet",
+    "kept_statistics",
     "make_supernet",
+    "normalise_candidates",
     "refuse_leftovers",
     "supernet_modules",
 ]

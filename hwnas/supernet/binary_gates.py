@@ -86,8 +86,6 @@ class BinaryGates(SampledSoftmax):
 
     def active(self, label: str) -> Active:
         """Return the drawn value, or those that compete with their gates."""
-        if not self.training:
-            return self.preferred(label)
         drawn = self._draws[label]
         if not self.trains_architecture():
             return Active((drawn.position,), None)

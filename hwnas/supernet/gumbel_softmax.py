@@ -91,8 +91,6 @@ class GumbelSoftmax(SampledSoftmax):
 
     def active(self, label: str) -> Active:
         """Return all values with their tempered weights; the drawn one alone where that is enough."""
-        if not self.training:
-            return self.preferred(label)
         position = self._drawn[label]
         if self.hard and not self.trains_architecture():
             return Active((position,), None)

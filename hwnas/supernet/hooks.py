@@ -26,6 +26,7 @@ from hwnas.supernet.mixed_input import MixedInput
 from hwnas.supernet.mixed_layer import MixedLayer
 from hwnas.supernet.mixed_layer_norm import MixedLayerNorm
 from hwnas.supernet.mixed_linear import MixedLinear
+from hwnas.supernet.mixed_nas_bench_101_cell import MixedNasBench101Cell
 from hwnas.supernet.mixed_parametrized import MixedParametrized
 from hwnas.supernet.mixed_repeat import MixedRepeat
 from hwnas.supernet.mixed_rms_norm import MixedRMSNorm
@@ -43,6 +44,7 @@ DEFAULT_HOOKS: tuple[MutationHook, ...] = (
     MixedRepeat.mutate,
     MixedCell.mutate,
     MixedFactoryChoice.mutate,
+    MixedNasBench101Cell.mutate,
     Conv2dBehindCell.mutate,  # before those of which they are special cases
     LinearBehindCell.mutate,
     refuse_mixed_positions,
@@ -83,14 +85,39 @@ def refuse_leftovers(module: nn.Module, name: str, memo: dict[str, Any], mutate_
     """
     if isinstance(module, ModelSpace | BaseSuperNetModule) or not isinstance(module, MutableModule):
         return False
-    own = [held for held in module.sub_mutables() if not isinstance(held, nn.Module) and not held.is_constraint]
-    if own:
-        labels = dict.fromkeys(label for held in own for label in held.simplify())
+    if labels := own_labels(module):
         raise UnsupportedError(
             f"{name}: {type(module).__name__} decides {', '.join(labels)} but nothing makes it part of a "
             "super-net. Write a BaseSuperNetModule for it and pass its `mutate` in `mutation_hooks`"
         )
     return False
+
+
+def own_labels(module: MutableModule) -> list[str]:
+    """Return the labels that a module itself decides, not those of modules below it."""
+    own = [held for held in module.sub_mutables() if not isinstance(held, nn.Module) and not held.is_constraint]
+    return list(dict.fromkeys(label for held in own for label in held.simplify()))
+
+
+def check_searchable(space: nn.Module) -> None:
+    """Raise unless there is something to search in a space.
+
+    Raises
+    ------
+    TypeError
+        When it is no model space or has been changed already.
+    ValueError
+        When it has no choices.
+    """
+    if not isinstance(space, ModelSpace):
+        raise TypeError(f"expected a hwnas.nn.ModelSpace, got a {type(space).__name__}; derive your model from it")
+    if is_supernet(space):
+        raise TypeError(
+            f"this {type(space).__name__} is a super-net already: a search changes the space in place. "
+            "Construct the space anew for each search"
+        )
+    if not space.simplify():
+        raise ValueError(f"this {type(space).__name__} has no choices, so there is nothing to search")
 
 
 def make_supernet(

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from hwnas.errors import UnsupportedError
 from hwnas.nn.parametrized import has_choice
@@ -60,13 +60,21 @@ class MixedMultiheadAttention(MixedExpectation, torch.nn.MultiheadAttention):
         return state | {"out_proj.weight": self.out_proj.weight[:embed, :embed]}
 
     def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, *masks: Any, **options: Any
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = True,
+        attn_mask: Tensor | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """Attend with the arguments that the relaxation gives.
 
         Parameters
         ----------
-        query, key, value, *masks, **options
+        query, key, value, key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal
             As `torch.nn.MultiheadAttention` takes them; as wide as the largest member where widths are mixed.
 
         Returns
@@ -74,38 +82,55 @@ class MixedMultiheadAttention(MixedExpectation, torch.nn.MultiheadAttention):
         tuple of Tensor and (Tensor or None)
             The output and the weights of attention, the latter if they are asked for.
         """
-        y, weights = super().forward(query, key, value, *masks, **options)
+        y, weights = super().forward(
+            query,
+            key,
+            value,
+            key_padding_mask=key_padding_mask,
+            need_weights=need_weights,
+            attn_mask=attn_mask,
+            average_attn_weights=average_attn_weights,
+            is_causal=is_causal,
+        )
         return y, weights
 
     def forward_sliced(
-        self, x: Tensor, values: dict[str, Any], key: Tensor, value: Tensor, *masks: Any, **options: Any
+        self, x: Tensor, values: dict[str, Any], key: Tensor, value: Tensor, **options: Any
     ) -> tuple[Tensor, Tensor | None]:
-        """Run the forward pass of PyTorch for a module that has the parameters of the member; x is the query."""
+        """Attend with the parameters of the member; x is the query."""
         state = self.sliced_state(values)
-        embed, key_width, value_width = _widths(values)
-        member = torch.nn.MultiheadAttention.__new__(torch.nn.MultiheadAttention)
-        vars(member).update(vars(self))
-        vars(member).update(
-            {name: state.get(name) for name in _PARAMETERS},
-            out_proj=SimpleNamespace(weight=state["out_proj.weight"], bias=state.get("out_proj.bias")),
-            embed_dim=embed,
-            kdim=key_width,
-            vdim=value_width,
-            num_heads=values["num_heads"],
-            head_dim=embed // values["num_heads"],
-            _qkv_same_embed_dim="in_proj_weight" in state,
-            dropout=values.get("dropout", self.dropout),
-            add_zero_attn=values.get("add_zero_attn", self.add_zero_attn),
-            batch_first=values.get("batch_first", self.batch_first),
+        transposed = x.dim() == 3 and values.get("batch_first", self.batch_first)
+        given = (x, key, value)
+        if transposed:  # PyTorch has a shorter way where they are one object, so they stay one
+            once = {id(part): part.transpose(0, 1) for part in given}
+            given = (once[id(x)], once[id(key)], once[id(value)])
+        y, weights = F.multi_head_attention_forward(
+            *given,
+            _widths(values)[0],
+            values["num_heads"],
+            state.get("in_proj_weight"),
+            state.get("in_proj_bias"),
+            state.get("bias_k"),
+            state.get("bias_v"),
+            values.get("add_zero_attn", self.add_zero_attn),
+            values.get("dropout", self.dropout),
+            state["out_proj.weight"],
+            state.get("out_proj.bias"),
+            training=self.training,
+            use_separate_proj_weight="in_proj_weight" not in state,
+            q_proj_weight=state.get("q_proj_weight"),
+            k_proj_weight=state.get("k_proj_weight"),
+            v_proj_weight=state.get("v_proj_weight"),
+            **options,
         )
-        return torch.nn.MultiheadAttention.forward(member, x, key, value, *masks, **options)
+        return (y.transpose(0, 1) if transposed else y), weights
 
     def forward_member(
-        self, x: Tensor, values: dict[str, Any], key: Tensor, value: Tensor, *masks: Any, **options: Any
+        self, x: Tensor, values: dict[str, Any], key: Tensor, value: Tensor, **options: Any
     ) -> tuple[Tensor, ...]:
         """Attend to the prefixes of the inputs; without weights of attention where none are asked for."""
         query, *others = [prefix(part, (width,)) for part, width in zip((x, key, value), _widths(values), strict=True)]
-        y, weights = self.forward_sliced(query, values, *others, *masks, **options)
+        y, weights = self.forward_sliced(query, values, *others, **options)
         y = filled_up(y, x.shape)
         return (y,) if weights is None else (y, weights)
 
@@ -120,7 +145,7 @@ class MixedMultiheadAttention(MixedExpectation, torch.nn.MultiheadAttention):
             When the weights of each head are asked for and the number of heads is a mixture.
         """
         heads = self.arguments["num_heads"]
-        if has_choice(heads) and not options.get("average_attn_weights", True):
+        if has_choice(heads) and not options["average_attn_weights"]:
             labels = ", ".join(leaf.label for leaf in heads.leaves())
             raise UnsupportedError(
                 f"MultiheadAttention: the number of heads (labels {labels}) is a mixture, so there are no weights of "
@@ -128,17 +153,6 @@ class MixedMultiheadAttention(MixedExpectation, torch.nn.MultiheadAttention):
             )
         y, *weights = super().forward_mixed(x, values, *inputs, **options)
         return y, weights[0] if weights else None
-
-
-_PARAMETERS = (
-    "in_proj_weight",
-    "q_proj_weight",
-    "k_proj_weight",
-    "v_proj_weight",
-    "in_proj_bias",
-    "bias_k",
-    "bias_v",
-)
 
 
 def _widths(values: dict[str, Any]) -> tuple[int, int, int]:

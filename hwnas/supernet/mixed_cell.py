@@ -14,6 +14,7 @@ from hwnas.nn.cell_factory import FactoryChoice
 from hwnas.nn.freezing import freeze_module
 from hwnas.space import Mutable, MutableExpression, Sample
 from hwnas.supernet.base import BaseSuperNetModule
+from hwnas.supernet.candidate_norm import MixedCandidates
 from hwnas.supernet.mixture import Mixture
 from hwnas.supernet.relaxation import Relaxation
 
@@ -100,7 +101,7 @@ def _weight_of(item: int, mixture: Mixture, like: Tensor) -> Tensor:
     return mixture.weights[mixture.values.index(item)].to(like.dtype)
 
 
-class MixedFactoryChoice(BaseSuperNetModule, FactoryChoice):
+class MixedFactoryChoice(MixedCandidates, FactoryChoice):
     """The mixture over what an operation of a cell reads and what it computes.
 
     Every candidate is made once for every input that it may read, when the super-net is made: which module a
@@ -142,6 +143,10 @@ class MixedFactoryChoice(BaseSuperNetModule, FactoryChoice):
         """Yield the choice of the candidate; that of the input belongs to the cell."""
         yield self.choice
 
+    def named_candidates(self) -> dict[Any, list[nn.Module]]:
+        """Return each candidate, by its name: one module for every input."""
+        return {name: [self.candidate(name, source) for source in self.source.values] for name in self.names}
+
     def forward(self, states: Sequence[Tensor]) -> Any:
         """Run the active candidates on the active inputs, and mix their outputs.
 
@@ -157,11 +162,12 @@ class MixedFactoryChoice(BaseSuperNetModule, FactoryChoice):
         read = []
         for source in sources.values:
             with sources.where(source.__eq__):
+                active = [self.candidate(name, source) for name in names.values]
                 outputs = []
-                for name in names.values:
+                for name, candidate in zip(names.values, active, strict=True):
                     with names.where(name.__eq__):
-                        outputs.append(self.candidate(name, source)(states[source]))
-                read.append(names.combine(outputs))
+                        outputs.append(candidate(states[source]))
+                read.append(self.mix(names, active, outputs))
         return sources.combine(read)
 
     def lower(self, sample: Sample, memo: dict[int, Any]) -> nn.Module:

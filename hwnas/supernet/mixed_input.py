@@ -19,7 +19,8 @@ class MixedInput(BaseSuperNetModule, InputChoice):
     """The mixture of the inputs of an `InputChoice`.
 
     When several inputs are active at once, a sum adds each of them as often as it is expected to be chosen,
-    and a mean divides by the expected number of inputs: it stays a mean.
+    and a mean divides by the expected number of inputs: it stays a mean. Of a single input that is chosen, every
+    reduction is the weighted sum.
     """
 
     _search_machinery = True
@@ -46,7 +47,9 @@ class MixedInput(BaseSuperNetModule, InputChoice):
         if mixture.weights is None:
             return reduce_tensors(mixture.select(candidate_inputs, mixture.values[0]), self.reduction)
         total = mixed_sum(mixture.weights, list(candidate_inputs))
-        return total / mixture.weights.sum() if self.reduction == "mean" else total
+        if self.reduction == "mean":
+            return total / mixture.weights.sum()
+        return [total] if self.reduction == "none" else total
 
     @classmethod
     def mutate(
@@ -57,14 +60,15 @@ class MixedInput(BaseSuperNetModule, InputChoice):
         Raises
         ------
         UnsupportedError
-            When inputs would have to be mixed whose reduction is a list or a concatenation.
+            When several inputs would have to be mixed whose reduction is a list or a concatenation.
         """
         if not isinstance(module, InputChoice) or isinstance(module, BaseSuperNetModule):
             return False
         relaxation = mutate_kwargs["relaxation"]
-        if relaxation.differentiable and module.reduction not in ("sum", "mean"):
+        if relaxation.differentiable and module.reduction not in ("sum", "mean") and module.n_chosen != 1:
             raise UnsupportedError(
                 f"InputChoice {module.label!r} (at {name}): reduction {module.reduction!r} has no meaning for a "
-                "weighted mixture of inputs; use 'sum' or 'mean', or a strategy that samples one architecture"
+                "weighted mixture of several inputs; use 'sum' or 'mean', n_chosen=1, or a strategy that samples one "
+                "architecture"
             )
         return cls.adopt(module, relaxation)

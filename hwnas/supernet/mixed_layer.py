@@ -10,9 +10,10 @@ from torch import nn
 from hwnas.nn import LayerChoice
 from hwnas.space import Mutable
 from hwnas.supernet.base import BaseSuperNetModule
+from hwnas.supernet.candidate_norm import MixedCandidates
 
 
-class MixedLayer(BaseSuperNetModule, LayerChoice):
+class MixedLayer(MixedCandidates, LayerChoice):
     """The mixture of the candidates of a `LayerChoice`."""
 
     _search_machinery = True
@@ -21,14 +22,19 @@ class MixedLayer(BaseSuperNetModule, LayerChoice):
         """Yield the choice."""
         yield self.choice
 
+    def named_candidates(self) -> dict[Any, list[nn.Module]]:
+        """Return each candidate, by its name."""
+        return {name: [self.candidate(name)] for name in self.names}
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the active candidates and mix their outputs."""
         mixture = self.relaxation.mixture(self.choice)
+        active = [self.candidate(name) for name in mixture.values]
         outputs = []
-        for name in mixture.values:
+        for name, candidate in zip(mixture.values, active, strict=True):
             with mixture.where(name.__eq__):
-                outputs.append(self.candidate(name)(*args, **kwargs))
-        return mixture.combine(outputs)
+                outputs.append(candidate(*args, **kwargs))
+        return self.mix(mixture, active, outputs)
 
     @classmethod
     def mutate(

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import itertools
 import types
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -15,8 +16,10 @@ from typing_extensions import Self
 from hwnas.errors import SampleError, UnsupportedError
 from hwnas.nn import ParametrizedModule
 from hwnas.nn.parametrized import expressions_in, has_choice
+from hwnas.space import MutableExpression
 from hwnas.supernet.base import BaseSuperNetModule
-from hwnas.supernet.mixed_operation import MixedOperation, bound_arguments, joint_values, prefix, refusal
+from hwnas.supernet.members import prefixes, run_member, without_tensors
+from hwnas.supernet.mixed_operation import MixedOperation, bound_arguments, joint_values, refusal
 from hwnas.supernet.relaxation import Relaxation
 
 
@@ -25,14 +28,15 @@ class MixedParametrized(MixedOperation):
 
     The constructor is called once for each combination of arguments, to learn the shapes of the parameters. One of
     the members must have them all at the largest size. A forward pass is that of the member, with slices in the
-    place of its parameters and buffers, so attributes that are changed after construction are not seen. One module is
+    place of its parameters and buffers, so attributes that are changed after construction are not seen, but for modes
+    and for the momentum of a batch normalisation that re-estimates its statistics. One module without parameters is
     kept for each combination.
 
     One architecture at a time has a meaning: of an unknown operation nobody can say what a mixture would be.
     """
 
     _search_machinery = True
-    _members: dict[str, nn.Module]  # by their arguments
+    _members: dict[tuple[Any, ...], nn.Module]  # by their arguments
 
     @classmethod
     def convert(cls, module: ParametrizedModule, relaxation: Relaxation) -> Self:
@@ -101,29 +105,17 @@ class MixedParametrized(MixedOperation):
 
     def sliced_state(self, values: dict[str, Any]) -> dict[str, Tensor]:
         """Return prefixes of the parameters and buffers."""
-        whole = self.state_dict(keep_vars=True)
-        shapes = {name: tensor.shape for name, tensor in self._member(values).state_dict().items()}
-        return {name: prefix(whole[name], shape) for name, shape in shapes.items()}
+        return prefixes(self, self._member(values))
 
     def forward_sliced(self, x: Any, values: dict[str, Any], *inputs: Any, **options: Any) -> Any:
         """Run the member with slices in the place of its parameters."""
-        member = self._member(values).train(self.training)
-        return torch.func.functional_call(member, self.sliced_state(values), (x, *inputs), options)
+        return run_member(self._member(values), self, (x, *inputs), options)
 
     def _member(self, values: dict[str, Any]) -> nn.Module:
-        key = repr([values[name] for name, argument in self.arguments.items() if has_choice(argument)])
+        key = tuple(_keys((self.arguments[name], values[name]) for name in values))
         if key not in self._members:
-            self._members[key] = self.construct(values)
-        member = self._members[key]
-        ours, its = next(self.parameters(), None), next(member.parameters(), None)
-        if (
-            ours is not None
-            and its is not None
-            and not its.is_meta
-            and (ours.device, ours.dtype) != (its.device, its.dtype)
-        ):
-            member.to(ours.device, ours.dtype)  # buffers that are no part of the state
-        return member
+            self._members[key] = without_tensors(self.construct(values))
+        return self._members[key]
 
     @classmethod
     def mutate(
@@ -166,6 +158,23 @@ def _mixed_class(plain: Any) -> Any:
 @functools.cache
 def _taken_names() -> frozenset[str]:
     return frozenset((set(dir(MixedParametrized)) | {"relaxation", "_members"}) - set(dir(ParametrizedModule)))
+
+
+def _keys(pairs: Iterable[tuple[Any, Any]]) -> Iterator[Any]:
+    """Yield something hashable for each expression in arguments, given with their values."""
+    for argument, value in pairs:
+        if isinstance(argument, MutableExpression):
+            yield _key(value)
+        elif has_choice(argument):
+            parts = (argument.values(), value.values()) if isinstance(argument, dict) else (argument, value)
+            yield from _keys(zip(*parts, strict=True))
+
+
+def _key(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(map(_key, value))
+    # Of 1, 1.0 and True each has a member of its own. Symbols cannot be hashed.
+    return type(value), repr(value) if isinstance(value, torch.SymInt | torch.SymFloat | torch.SymBool) else value
 
 
 def _has_module(argument: Any) -> bool:

@@ -105,7 +105,7 @@ class SampledSoftmax(Softmax):
 
     @abstractmethod
     def active(self, label: str) -> Active:
-        """Return the active values of a label by the last draw."""
+        """Return the active values of a label by the last draw, in training mode."""
 
     # -- draws -----------------------------------------------------------------------------------------------
 
@@ -142,10 +142,6 @@ class SampledSoftmax(Softmax):
                 decided[label] = self._values[label][position]
         return fresh(decided)
 
-    def preferred(self, label: str) -> Active:
-        """Return the value that `export` gives as the only active one."""
-        return Active((self._values[label].index(self.export(label)),), None)
-
     def trains_architecture(self) -> bool:
         """Tell whether gradients of architecture parameters are wanted, and therefore weights for all that compete."""
         # All labels alike: in an operation some of whose sizes are mixtures the other sizes have to be mixtures too.
@@ -165,11 +161,11 @@ class SampledSoftmax(Softmax):
 
     def mixture(self, decision: MutableExpression) -> Mixture:
         """Return the active values of `decision`; weights of labels multiply."""
-        return self._joint(decision, {label: self.active(label) for label in self._leaves(decision)})
+        return self._joint(decision, {label: self._active(label) for label in self._leaves(decision)})
 
     def value(self, expression: MutableExpression) -> Any:
         """Return the active value, or the mixture of all values: an operation runs once, at its largest size."""
-        parts = {label: self.active(label) for label in self._leaves(expression)}
+        parts = {label: self._active(label) for label in self._leaves(expression)}
         if any(part.weights is not None for part in parts.values()):
             parts = {label: self._among_all(label, part) for label, part in parts.items()}
         mixture = self._joint(expression, parts)
@@ -177,10 +173,16 @@ class SampledSoftmax(Softmax):
 
     def subset(self, decision: CategoricalMultiple) -> Mixture:
         """Return the drawn items, or all items with the weight of the subsets that they are in."""
-        positions, weights = self.active(decision.label)
+        positions, weights = self._active(decision.label)
         if weights is None:
             return Mixture((list(self._values[decision.label][positions[0]]),))
         return Mixture(decision.values, weights @ self.members(decision).to(weights)[list(positions)])
+
+    def _active(self, label: str) -> Active:
+        """Return the active values of a label, in evaluation mode the preferred one."""
+        if self.training:
+            return self.active(label)
+        return Active((self._values[label].index(self.preferred(label)),), None)
 
     def _leaves(self, decision: MutableExpression) -> list[str]:
         if decision not in self._results:

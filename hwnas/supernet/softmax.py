@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hwnas.space import Categorical, CategoricalMultiple, LabeledMutable, MutableExpression, Sample
+from hwnas.space.sampling import fresh
 from hwnas.supernet.mixture import Mixture
 from hwnas.supernet.relaxation import Relaxation, number_of_values
 
@@ -21,6 +22,8 @@ class Softmax(Relaxation):
 
     One parameter vector belongs to each label, however many modules share it. Decisions that are expressions
     over several labels follow the product of their distributions.
+
+    In evaluation mode (`eval()`) the preferred value of each label is the only active one: see `preferred`.
 
     Parameters
     ----------
@@ -46,6 +49,7 @@ class Softmax(Relaxation):
             self.alphas.append(nn.Parameter(alpha + _prior_logits(mutable)))
         self._members: dict[str, Tensor] = {}
         self._outcomes: dict[MutableExpression, tuple[list[Any], Tensor]] = {}
+        self._settled: Sample = {}
 
     def alpha(self, label: str) -> nn.Parameter:
         """Return the architecture parameters of a label.
@@ -110,7 +114,9 @@ class Softmax(Relaxation):
         return torch.softmax(alpha, 0) * decision.n_chosen
 
     def mixture(self, decision: MutableExpression) -> Mixture:
-        """Return all values of `decision` with their probabilities."""
+        """Return all values of `decision` with their probabilities; in evaluation mode the preferred one alone."""
+        if not self.training:
+            return Mixture((decision.evaluate({leaf.label: self.preferred(leaf.label) for leaf in decision.leaves()}),))
         values, outcome_of = self._outcomes_of(decision)
         if len(values) == 1:
             return Mixture(values)
@@ -136,7 +142,9 @@ class Softmax(Relaxation):
         return self._outcomes[decision]
 
     def subset(self, decision: CategoricalMultiple) -> Mixture:
-        """Return all items, weighted by how often each is expected to be chosen."""
+        """Return all items, weighted by how often each is expected to be chosen; else the preferred ones."""
+        if not self.training:
+            return Mixture((self.preferred(decision.label),))
         return Mixture(decision.values, self.inclusion(decision))
 
     def resample(self, memo: Sample, rng: np.random.Generator | None = None) -> Sample:
@@ -154,6 +162,32 @@ class Softmax(Relaxation):
                 chosen = sorted(alpha.topk(mutable.n_chosen).indices.tolist())
             return [mutable.values[i] for i in chosen]
         return _listed_values(mutable)[int(alpha.argmax())]
+
+    def settle(self, sample: Sample) -> None:
+        """Choose the architecture that evaluation mode runs.
+
+        Constraints join labels, so the best architecture need not have the most probable value of each.
+
+        Parameters
+        ----------
+        sample : dict
+            A value for each label; labels that are missing have the value of `export`. It is no part of the state.
+
+        Raises
+        ------
+        ValueError
+            When a value is not one of its label.
+        """
+        for label, value in sample.items():
+            if reason := self.dimension(label).check_value(value):
+                raise ValueError(f"label {label!r}: {reason}")
+        self._settled = fresh(sample)
+
+    def preferred(self, label: str) -> Any:
+        """Return the value that runs in evaluation mode: that of `settle`, else that of `export`."""
+        if label in self._settled:
+            return self._settled[label]
+        return self.export(label)
 
     def entropy(self) -> Tensor:
         """Return the mean entropy of the decisions, in nats: how undecided the search is."""

@@ -14,7 +14,6 @@ from torch import Tensor
 import hwnas.nn as nn
 from hwnas.errors import SampleError, UnsupportedError
 from hwnas.space import Sample, space_from_json, space_to_json
-from hwnas.supernet import OneHot, make_supernet
 
 OPERATIONS = {"linear": lambda n: torch.nn.Linear(n, n), "relu": lambda n: torch.nn.ReLU()}
 
@@ -270,12 +269,6 @@ def test_cells_of_one_label_have_one_graph() -> None:
     assert member.first.inputs == member.second.inputs != member.apart.inputs
     assert member(torch.randn(2, 5)).shape == space(torch.randn(2, 5)).shape == (2, 6)
     assert copy.deepcopy(space).random(random_state=4) == sample
-
-
-def test_a_supernet_refuses_it() -> None:
-    space = Net()
-    with pytest.raises(UnsupportedError, match="first: NasBench101Cell decides"):
-        make_supernet(space, OneHot(space.simplify().values()))
 
 
 @pytest.mark.parametrize(

@@ -529,3 +529,26 @@ def test_slices_are_prefixes_of_each_projection_and_centres_of_kernels() -> None
     for layer in (nn.Conv1d, nn.ConvTranspose1d):
         space, _ = supernet_of(lambda: layer(2, 2, choice([1, 5], "k")), OneHot)  # noqa: B023
         assert torch.equal(space.freeze({"k": 1}).layer.weight, space.layer.weight[:, :, 2:3])
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean", "concat", "none"])
+def test_of_one_input_every_reduction_is_the_weighted_sum(reduction: Any) -> None:
+    class Inputs(nn.ModelSpace):
+        def __init__(self) -> None:
+            super().__init__()
+            self.choice = nn.InputChoice(3, 1, reduction, label="inputs")
+
+        def forward(self, *x: Tensor) -> Any:
+            return self.choice(x)
+
+    space = Inputs()
+    relaxation = Softmax(space.simplify().values())
+    make_supernet(space, relaxation)
+    x = torch.randn(3, 2, 4)
+    y = space(*x)
+    expected = torch.einsum("k,kij->ij", relaxation.probabilities("inputs"), x)
+    assert isinstance(y, list) == (reduction == "none")
+    torch.testing.assert_close(y[0] if reduction == "none" else y, expected)
+    several: Any = nn.Sequential(nn.InputChoice(3, 2, "concat", label="inputs"))
+    with pytest.raises(UnsupportedError, match=r"'inputs'.*'concat'.*n_chosen=1"):
+        make_supernet(several, relaxation)

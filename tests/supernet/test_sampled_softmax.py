@@ -206,6 +206,21 @@ def test_what_is_drawn_runs_as_the_frozen_member(make: Any, training: bool) -> N
         space.load_state_dict(state)
 
 
+def test_validation_runs_the_member_that_was_settled_on(make: Any) -> None:
+    space, relaxation = supernet_of(Net(), make)
+    space.eval()
+    relaxation.eval()
+    x = torch.randn(3, 2, 3, 3, dtype=torch.float64)
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        sample = space.random(random_state=rng)
+        relaxation.settle(sample)
+        torch.testing.assert_close(space(x), space.freeze(sample)(x), rtol=1e-6, atol=1e-8)
+    relaxation.settle({})
+    best = {label: relaxation.export(label) for label in relaxation.dimensions}
+    torch.testing.assert_close(space(x), space.freeze(best)(x), rtol=1e-6, atol=1e-8)
+
+
 @pytest.mark.parametrize("kind", ["hard", "gates", "two paths"])
 def test_the_architecture_step_runs_one_member_forward(kind: str) -> None:
     space, relaxation = supernet_of(Net(), RELAXATIONS[kind])
