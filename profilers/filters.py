@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from hwnas.profilers.profiler import Profiler
@@ -67,6 +67,35 @@ class RangeProfilerFilter(ProfilerFilter):
     def accepts(self, cost: float) -> bool:
         """Tell whether a cost lies within the range."""
         return (self.min is None or cost >= self.min) and (self.max is None or cost <= self.max)
+
+    def __repr__(self) -> str:
+        """Show the range and its cost."""
+        ends = [f"{name}={value:g}" for name, value in (("min", self.min), ("max", self.max)) if value is not None]
+        return f"RangeProfilerFilter({self.profiler.name}, {', '.join(ends)})"
+
+
+class AllOf:
+    """Accepts what several filters all accept.
+
+    Strategies draw inside one of the ranges among them and reject by the others; see
+    `hwnas.strategies.feasible.FeasibleSampler`.
+
+    Parameters
+    ----------
+    filters : sequence of callable
+        Each is true for samples that are acceptable.
+    """
+
+    def __init__(self, filters: Sequence[Callable[[Sample], bool]]) -> None:
+        self.filters = tuple(filters)
+
+    def __call__(self, sample: Sample) -> bool:
+        """Tell whether a sample is acceptable."""
+        return all(accepts(sample) for accepts in self.filters)
+
+    def __repr__(self) -> str:
+        """Show the filters."""
+        return f"AllOf({', '.join(map(repr, self.filters))})"
 
 
 def as_filter(filter: ProfilerFilter | Mapping[str, Any]) -> ProfilerFilter:

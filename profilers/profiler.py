@@ -17,6 +17,8 @@ from hwnas.space.walk import Partial, Structure, Undecided
 
 MAX_SUBSETS = 4096  # a label with more values than that is left out of the domain
 
+_TIMES = ("s", "ms", "us", "ns")
+
 
 class Profiler:
     """A cost of the members of a space.
@@ -25,6 +27,8 @@ class Profiler:
     ----------
     cost_model : CostModel
         The cost as a sum of factors.
+    name : str, optional
+        How budgets call the cost; see the property.
 
     Attributes
     ----------
@@ -32,13 +36,27 @@ class Profiler:
         Bounds, expectation, and draws within a budget are written against it.
     """
 
-    def __init__(self, cost_model: CostModel) -> None:
+    _name: str | None = None
+
+    def __init__(self, cost_model: CostModel, *, name: str | None = None) -> None:
         self.cost_model = cost_model
+        self._name = name
 
     @property
     def unit(self) -> str:
         """Unit of the cost, such as ``MACs`` or ``ms``."""
         return self.cost_model.unit
+
+    @property
+    def name(self) -> str:
+        """Name of the cost, which carries its unit: ``macs``, ``parameters``, ``latency_ms``.
+
+        Unless it was given it is the unit in lower case, and a time is a latency.
+        """
+        if self._name is not None:
+            return self._name
+        unit = "_".join(self.unit.lower().split())
+        return f"latency_{unit}" if unit in _TIMES else unit
 
     def profile(self, sample: Sample) -> float:
         """Return the cost of one member, in the unit of the profiler.

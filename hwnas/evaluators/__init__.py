@@ -7,7 +7,7 @@ from hwnas.evaluators.digits import DataSplit, digits
 from hwnas.evaluators.evaluator import Evaluator
 from hwnas.evaluators.functional import FunctionalEvaluator
 from hwnas.evaluators.lightning import Lightning, LightningModule, captured_logs
-from hwnas.evaluators.loaders import SeededSampler, seeded_loader
+from hwnas.evaluators.loaders import SeededLoader, SeededSampler, seeded_loader
 from hwnas.evaluators.recalibrate import evaluate_accuracy, recalibrate_batch_norm, recalibrated
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "FunctionalEvaluator",
     "Lightning",
     "LightningModule",
+    "SeededLoader",
     "SeededSampler",
     "captured_logs",
     "digits",

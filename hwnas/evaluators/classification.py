@@ -93,16 +93,16 @@ class ClassificationModule(LightningModule):
                 f"training loss is {loss.item()}. Lower the learning rate (now {self.learning_rate:g}), clip "
                 "gradients with gradient_clip_val=1.0, and look for infinite or missing values in the data."
             )
-        self.log("train_loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=size)
-        self.log("train_acc", accuracy, on_step=False, on_epoch=True, prog_bar=True, batch_size=size)
+        self.log("train_loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=size, sync_dist=True)
+        self.log("train_acc", accuracy, on_step=False, on_epoch=True, prog_bar=True, batch_size=size, sync_dist=True)
         return loss
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Log loss and accuracy of a batch."""
         loss, accuracy, size = self._score(batch)
-        self.log("val_loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=size)
-        self.log("val_acc", accuracy, on_step=False, on_epoch=True, prog_bar=True, batch_size=size)
-        self.log(DEFAULT_METRIC, accuracy, on_step=False, on_epoch=True, batch_size=size)
+        self.log("val_loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=size, sync_dist=True)
+        self.log("val_acc", accuracy, on_step=False, on_epoch=True, prog_bar=True, batch_size=size, sync_dist=True)
+        self.log(DEFAULT_METRIC, accuracy, on_step=False, on_epoch=True, batch_size=size, sync_dist=True)
 
     def configure_optimizers(self) -> Any:
         """Build the optimiser, and the schedule if there is one, for the trainable parameters of the model.

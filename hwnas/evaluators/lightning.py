@@ -14,11 +14,12 @@ from typing import Any
 
 import lightning as L
 from lightning.fabric.utilities.warnings import PossibleUserWarning
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, EarlyStopping
 from torch import nn
 
 from hwnas.errors import TrainingError
 from hwnas.evaluators.evaluator import Evaluator
+from hwnas.evaluators.loaders import for_rank
 from hwnas.evaluators.seeding import SeedEachStep, isolated_seed
 
 DEFAULT_METRIC = "default"
@@ -48,6 +49,13 @@ class Lightning(Evaluator):
 
     Quiet unless asked: no logger, no checkpoints (but a checkpoint callback switches them on), no progress
     bar, no model summary, no sanity check. Any of these can be given in `trainer_kwargs`.
+
+    One evaluator may fit many models. Among the callbacks in `trainer_kwargs` `EarlyStopping` and those that write
+    checkpoints begin anew with each fit; other callbacks are told of all fits one after the other. A logger gets the
+    records of all of them.
+
+    Where the trainer has several processes (``strategy="ddp"``), each reads its part of every `SeededLoader`; together
+    they read what one process would read with a batch so many times as large.
 
     Parameters
     ----------
@@ -93,6 +101,7 @@ class Lightning(Evaluator):
         self.fit_kwargs = dict(fit_kwargs or {})
         self.seed = seed
         self.trainer_kwargs = trainer_kwargs
+        self._beginnings: list[tuple[L.Callback, dict[str, Any]]] = []
 
     def replace(self, **changes: Any) -> Lightning:
         """Return a shallow copy with some things changed; the original stays as it is.
@@ -121,9 +130,7 @@ class Lightning(Evaluator):
         callbacks : sequence of lightning.Callback
             Added to those in `trainer_kwargs`.
         """
-        given = self.trainer_kwargs.get("callbacks") or []
-        given = [given] if isinstance(given, L.Callback) else list(given)
-        everything = [*given, *callbacks]
+        everything = [*self._given_callbacks(), *callbacks]
         arguments: dict[str, Any] = {
             "logger": False,
             "enable_checkpointing": any(isinstance(callback, Checkpoint) for callback in everything),
@@ -135,6 +142,19 @@ class Lightning(Evaluator):
         }
         with quiet_lightning():
             return L.Trainer(**arguments)
+
+    def _given_callbacks(self) -> list[L.Callback]:
+        given = self.trainer_kwargs.get("callbacks") or []
+        return [given] if isinstance(given, L.Callback) else list(given)
+
+    def _begin(self, callback: L.Callback) -> None:
+        """Give a callback the state back that it had before its first fit."""
+        for known, beginning in self._beginnings:
+            if known is callback:
+                vars(callback).clear()
+                vars(callback).update(copy.deepcopy(beginning))
+                return
+        self._beginnings.append((callback, copy.deepcopy(vars(callback))))
 
     def fit(
         self, model: nn.Module, callbacks: Sequence[L.Callback] = (), ckpt_path: str | Path | None = None
@@ -156,15 +176,21 @@ class Lightning(Evaluator):
             The trainer of this fit; ``callback_metrics`` has what was logged last.
         """
         self.module.set_model(model)
+        for callback in self._given_callbacks():
+            if isinstance(callback, EarlyStopping | Checkpoint):
+                self._begin(callback)
         trainer = self.trainer(callbacks)
         arguments: dict[str, Any] = {"weights_only": True, **self.fit_kwargs}
+        if ckpt_path is not None:
+            # The trainer would do so after it has loaded the weights, and round them.
+            trainer.precision_plugin.convert_module(self.module)
         # A run that goes on writes its checkpoints beside those it had written before.
         expected = () if ckpt_path is None else ("Checkpoint directory .* is not empty",)
         with quiet_lightning(*expected), isolated_seed(self.seed), keyboard_interrupt_passes(trainer):
             trainer.fit(
                 self.module,
-                train_dataloaders=self.train_dataloaders,
-                val_dataloaders=self.val_dataloaders,
+                train_dataloaders=self._shared_out(self.train_dataloaders, trainer),
+                val_dataloaders=self._shared_out(self.val_dataloaders, trainer),
                 ckpt_path=ckpt_path,
                 **arguments,
             )
@@ -183,11 +209,16 @@ class Lightning(Evaluator):
         with quiet_lightning(), isolated_seed(self.seed):
             trainer.validate(
                 self.module,
-                dataloaders=self.val_dataloaders,
+                dataloaders=self._shared_out(self.val_dataloaders, trainer),
                 datamodule=self.fit_kwargs.get("datamodule"),
                 verbose=False,
             )
         return {name: float(value) for name, value in trainer.callback_metrics.items()}
+
+    def _shared_out(self, loaders: Any, trainer: L.Trainer) -> Any:
+        """Return loaders for one fit: each process gets its part of the data."""
+        shares = self.trainer_kwargs.get("use_distributed_sampler", True)
+        return for_rank(loaders, trainer.global_rank, trainer.world_size if shares else 1)
 
     @property
     def trains(self) -> bool:
@@ -284,7 +315,8 @@ def quiet_lightning(*expected: str) -> Iterator[None]:
         logger.setLevel(max(logger.level, logging.WARNING))
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", PossibleUserWarning)
+            # All but one: that a resumed run does not see the batches that the uninterrupted run sees.
+            warnings.filterwarnings("ignore", message="(?!You're resuming)", category=PossibleUserWarning)
             # Lightning asks PyTorch for a tree's leaf in a way that PyTorch calls deprecated.
             for message in (".*LeafSpec", *expected):
                 warnings.filterwarnings("ignore", message=message)

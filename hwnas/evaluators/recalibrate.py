@@ -18,9 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils import _pytree as pytree
 
 from hwnas.errors import UnsupportedError
 from hwnas.export.mode import evaluation_mode
+from hwnas.supernet import kept_statistics
 
 
 def recalibrate_batch_norm(model: nn.Module, batches: Iterable[Any], *, max_batches: int | None = None) -> None:
@@ -65,7 +67,7 @@ def recalibrate_batch_norm(model: nn.Module, batches: Iterable[Any], *, max_batc
                 layer.momentum = None
                 layer.training = True
             for batch in itertools.islice(itertools.chain([first], remaining), max_batches):
-                model(_inputs(batch).to(device))
+                model(in_precision_of(model, _inputs(batch).to(device)))
         finally:
             for layer, momentum in zip(layers, momenta, strict=True):
                 layer.momentum = momentum
@@ -80,15 +82,9 @@ def recalibrated(model: nn.Module, batches: Iterable[Any], *, max_batches: int |
     model, batches, max_batches
         See `recalibrate_batch_norm`.
     """
-    buffers = [buffer for layer in _layers(model) for buffer in layer.buffers(recurse=False)]
-    saved = [buffer.clone() for buffer in buffers]
-    try:
+    with kept_statistics(model):
         recalibrate_batch_norm(model, batches, max_batches=max_batches)
         yield
-    finally:
-        with torch.no_grad():
-            for buffer, value in zip(buffers, saved, strict=True):
-                buffer.copy_(value)
 
 
 def evaluate_accuracy(model: nn.Module, loader: Iterable[Any]) -> float:
@@ -110,12 +106,30 @@ def evaluate_accuracy(model: nn.Module, loader: Iterable[Any]) -> float:
     right, seen = 0, 0
     with evaluation_mode(model), torch.no_grad():
         for inputs, targets in loader:
-            scores = model(inputs.to(device))
+            scores = model(in_precision_of(model, inputs.to(device)))
             right += int((scores.argmax(dim=1) == targets.to(device)).sum())
             seen += len(targets)
     if not seen:
         raise ValueError("evaluate_accuracy: the loader gave no samples.")
     return right / seen
+
+
+def in_precision_of(model: nn.Module, data: Any) -> Any:
+    """Return data with floating-point tensors of the type that the model computes in, as a trainer hands it over.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Its first floating-point parameter says which. Without one, `data` is returned as it is.
+    data : Any
+        A tensor, or tuples, lists and dictionaries of tensors.
+    """
+    types = [parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()]
+
+    def convert(value: Any) -> Any:
+        return value.to(types[0]) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+    return pytree.tree_map(convert, data) if types else data
 
 
 def _layers(model: nn.Module) -> list[_BatchNorm]:

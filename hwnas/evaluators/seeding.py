@@ -23,7 +23,7 @@ def isolated_seed(seed: int) -> Iterator[None]:
     """
     python_state, numpy_state = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        torch.manual_seed(seed)
+        seed_torch(seed)
         random.seed(seed)
         np.random.seed(seed % 2**32)
         try:
@@ -33,8 +33,24 @@ def isolated_seed(seed: int) -> Iterator[None]:
             np.random.set_state(numpy_state)
 
 
+def seed_torch(seed: int) -> None:
+    """Seed PyTorch on all devices.
+
+    Parameters
+    ----------
+    seed : int
+        At least 0, less than 2**63.
+    """
+    if torch.accelerator.is_available():
+        torch.manual_seed(seed)
+    else:
+        # `torch.manual_seed` also takes down for each kind of device that it should be seeded once it is there, with
+        # the stack of the caller. That takes half of a millisecond.
+        torch.default_generator.manual_seed(seed)
+
+
 class SeedEachStep(L.Callback):
-    """Seed PyTorch before each training step from (seed, epoch, batch).
+    """Seed PyTorch before each training step from (seed, epoch, batch, rank).
 
     A run that stops and resumes does not draw the numbers that the uninterrupted run drew in between
     (Lightning creates the iterators of a resumed run at another moment), so carrying a generator's state
@@ -53,5 +69,7 @@ class SeedEachStep(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Seed."""
-        entropy = np.random.SeedSequence((self.seed, trainer.current_epoch, batch_idx))
-        torch.manual_seed(int(entropy.generate_state(1, np.uint64)[0]) >> 1)
+        # Processes that train together draw different numbers, and the first those of a process by itself.
+        rank = (trainer.global_rank,) if trainer.global_rank else ()
+        entropy = np.random.SeedSequence((self.seed, trainer.current_epoch, batch_idx), spawn_key=rank)
+        seed_torch(int(entropy.generate_state(1, np.uint64)[0]) >> 1)

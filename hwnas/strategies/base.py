@@ -47,6 +47,10 @@ class Strategy(ABC):
     def ranked_samples(self) -> Iterator[Sample]:
         """Yield the samples of the members found, best first."""
 
+    def best_samples(self) -> Iterator[Sample]:
+        """Yield the samples of `ranked_samples` that may be exported: all of them, unless a budget is measured."""
+        return self.ranked_samples()
+
     @abstractmethod
     def freeze(self, sample: Sample) -> nn.Module:
         """Return a member as a plain model."""
@@ -66,7 +70,7 @@ class Strategy(ABC):
         """
         if limit < 1:
             raise ValueError(f"limit is {limit}; expected at least 1")
-        return (self.freeze(sample) for sample in itertools.islice(self.ranked_samples(), limit))
+        return (self.freeze(sample) for sample in itertools.islice(self.best_samples(), limit))
 
     @abstractmethod
     def best_sample(self) -> Sample:

@@ -22,9 +22,10 @@ from hwnas.space import Sample
 from hwnas.strategies.architecture_step import on_device
 from hwnas.strategies.batches import CyclingBatches, single_loader
 from hwnas.strategies.controller import Controller
-from hwnas.strategies.kept_statistics import kept_statistics
 from hwnas.strategies.oneshot import OneShotCallback, OneShotStrategy
 from hwnas.strategies.policy_gradient import PolicyGradient
+from hwnas.strategies.ranks import mean_number
+from hwnas.supernet import kept_statistics
 
 Mode = Literal["max", "min"]
 
@@ -111,6 +112,9 @@ class Reward:
 class ControllerTraining(OneShotCallback):
     """Weights are trained on members that the controller draws; the controller after each epoch, on validation data.
 
+    Several processes score the same members, each on validation batches of its own. The metric of a member is the mean
+    over the processes, so the controller is the same in all of them.
+
     Parameters
     ----------
     strategy : OneShotStrategy
@@ -156,11 +160,19 @@ class ControllerTraining(OneShotCallback):
         self.warmup_epochs = warmup_epochs
         self.log_every = log_every
         loader = single_loader(strategy.evaluator.val_dataloaders, "val_dataloaders")
-        self.updates_per_epoch = updates_per_epoch or _updates_in_a_pass(loader, batches_per_update)
+        self.batches_in_a_pass = None if updates_per_epoch else _length(loader)
+        self.updates_per_epoch = updates_per_epoch or 1  # `setup` knows how many processes share the data
         self.batches = CyclingBatches(loader, seed=strategy.seed)
         self.generator = torch.Generator().manual_seed(strategy.seed)
         self.updates = 0
         self.epochs = 0  # after which the controller has had its turn
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Remember the trainer, and which part of the validation data is that of this process."""
+        super().setup(trainer, pl_module, stage)
+        self.batches.share(trainer.global_rank, trainer.world_size)
+        if self.batches_in_a_pass is not None:
+            self.updates_per_epoch = max(self.batches_in_a_pass // (self.batches_per_update * trainer.world_size), 1)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Follow the model to its device; the controller stays on the CPU."""
@@ -177,7 +189,7 @@ class ControllerTraining(OneShotCallback):
     ) -> None:
         """Draw the member on which the weights are trained."""
         (sample,) = self.learner.controller.draw(1, self.generator, self.accepts)
-        self.relaxation.resample(sample)
+        self.resample(trainer, sample)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Score the member that the controller prefers."""
@@ -188,6 +200,7 @@ class ControllerTraining(OneShotCallback):
 
         A trainer that goes on from a checkpoint of the last batch of an epoch does not end that epoch.
         """
+        super().on_train_start(trainer, pl_module)
         self._train_controller(trainer, pl_module, epochs=trainer.current_epoch)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -210,7 +223,7 @@ class ControllerTraining(OneShotCallback):
                 self.relaxation.resample(sample)
                 batch = on_device(next(self.batches), trainer, pl_module)
                 with trainer.precision_plugin.val_step_context():
-                    metric = self.reward.metric(pl_module, batch, position)
+                    metric = mean_number(trainer, self.reward.metric(pl_module, batch, position))
                 scored.append(self.reward.of(metric, sample))
         rewards = [reward for reward, _ in scored]
         entropy = self.learner.update(samples, rewards)
@@ -276,9 +289,9 @@ def _scoring(pl_module: L.LightningModule) -> Iterator[None]:
         yield
 
 
-def _updates_in_a_pass(loader: Any, batches_per_update: int) -> int:
+def _length(loader: Any) -> int:
     try:
-        return max(len(loader) // batches_per_update, 1)
+        return len(loader)
     except TypeError:
         raise ValueError(
             "val_dataloaders: the loader has no length, so it is unknown how many updates one pass allows. Give "

@@ -14,14 +14,17 @@ from torch import nn
 from hwnas.export.mode import evaluation_mode
 from hwnas.nn import ModelSpace
 from hwnas.profilers.penalties import SampleProfilerPenalty
+from hwnas.profilers.profiler import Profiler
 from hwnas.space import Sample
 from hwnas.strategies.architecture_key import Key, architecture_key
+from hwnas.strategies.budget import Budget
 from hwnas.strategies.controller import Controller, drawable_values
 from hwnas.strategies.controller_training import ControllerTraining, Mode, Reward, preferred
 from hwnas.strategies.cost_labels import cost_labels
 from hwnas.strategies.feasible import AnyFilter, FeasibleSampler
 from hwnas.strategies.policy_gradient import ControllerLearning, PolicyGradient
 from hwnas.strategies.random_oneshot import RandomOneShot
+from hwnas.strategies.search_reading import WatchedCost
 from hwnas.strategies.subnet_search import RankedSubnet, SubnetSearch
 from hwnas.supernet import MutationHook, OneHot
 
@@ -61,6 +64,11 @@ class ENAS(RandomOneShot):
     filter : ProfilerFilter, callable or mapping, optional
         Which samples are trained, scored and returned. What the controller draws besides is refused, so a filter that
         hardly any sample passes is slow; use a penalty then.
+    budget : Budget or mapping of str to float, optional
+        Upper limits such as ``{"latency_ms": 3.0}``, of what is trained, scored and returned; see `Budget`. What has
+        been said of the filter holds for it too.
+    profilers : Profiler or sequence of Profiler, optional
+        Of the costs that the budget names.
     warmup_epochs : int
         Epochs at the beginning in which only weights are trained, on members drawn by the priors.
     learning : ControllerLearning or mapping, optional
@@ -98,6 +106,8 @@ class ENAS(RandomOneShot):
         mode: Mode = "max",
         penalty: SampleProfilerPenalty | Mapping[str, Any] | None = None,
         filter: AnyFilter | None = None,
+        budget: Budget | Mapping[str, float] | None = None,
+        profilers: Profiler | Sequence[Profiler] | None = None,
         warmup_epochs: int = 0,
         learning: ControllerLearning | Mapping[str, Any] | None = None,
         hidden: int = 64,
@@ -126,7 +136,7 @@ class ENAS(RandomOneShot):
                 "a SampleProfilerPenalty"
             )
         self.reward = Reward(reward_metric_name, mode, joined)
-        super().__init__(filter, mutation_hooks=mutation_hooks, seed=seed)
+        super().__init__(filter, budget=budget, profilers=profilers, mutation_hooks=mutation_hooks, seed=seed)
         self.search = ControllerSearch(
             self._draws,
             evaluations=candidates,
@@ -179,12 +189,29 @@ class ENAS(RandomOneShot):
             self,
             PolicyGradient(self.controller, self.learning),
             self.reward,
-            FeasibleSampler(self.supernet, self.filter, seed=self.seed).accepts,
+            FeasibleSampler(self.supernet, self.feasible(), seed=self.seed).accepts,
             batches_per_update=self.batches_per_update,
             updates_per_epoch=self.updates_per_epoch,
             warmup_epochs=self.warmup_epochs,
             log_every=self.log_prob_every_n_step,
         )
+
+    @property
+    def architecture(self) -> nn.Module:
+        """The controller; see `OneShotStrategy.architecture`."""
+        return self.controller
+
+    def draws(self, n: int) -> list[Sample]:
+        """Return feasible members that the controller draws; see `OneShotStrategy.draws`."""
+        sampler = FeasibleSampler(self.supernet, self.feasible(), seed=self.seed)
+        return self.controller.draw(n, torch.Generator().manual_seed(self.seed), sampler.accepts)
+
+    def watched_costs(self) -> dict[str, WatchedCost]:
+        """Return also the cost of the penalty; see `OneShotStrategy.watched_costs`."""
+        found = super().watched_costs()
+        if self.penalty is not None:
+            found["arch/expected_cost"] = WatchedCost(self.penalty.profiler, self.penalty.baseline)
+        return found
 
     def _draws(self, sampler: FeasibleSampler) -> Iterator[Sample]:
         """Yield the preferred member, then draws without end; the same at every call."""

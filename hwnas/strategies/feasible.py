@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from hwnas.errors import BudgetError
-from hwnas.profilers.filters import ProfilerFilter, RangeProfilerFilter, as_filter
+from hwnas.profilers.filters import AllOf, ProfilerFilter, RangeProfilerFilter, as_filter
 from hwnas.space import Mutable, Sample
 from hwnas.space.sampling import fresh
 from hwnas.strategies.cost_labels import cost_labels
@@ -26,7 +26,8 @@ class FeasibleSampler:
     """An endless sequence of independent feasible samples: its n-th member depends on the seed and n only.
 
     Samples follow the weights of the labels, conditioned on the constraints and the filter. Within a
-    `RangeProfilerFilter` they are drawn by dynamic programming; any other filter rejects.
+    `RangeProfilerFilter` they are drawn by dynamic programming; any other filter rejects. Of several ranges the draws
+    are made within the one whose members meet the others most often, and the others reject.
 
     Parameters
     ----------
@@ -35,6 +36,8 @@ class FeasibleSampler:
     filter : ProfilerFilter, callable or mapping, optional
         A callable is true for samples that are wanted; a mapping is the dictionary form of
         `hwnas.profilers.filters.as_filter`.
+    weights : mapping of str to sequence of float, optional
+        Weights of the values of labels, in place of their own; only for draws within a range.
     seed : int
         At least 0.
     max_tries : int
@@ -47,7 +50,13 @@ class FeasibleSampler:
     """
 
     def __init__(
-        self, space: Mutable, filter: AnyFilter | None = None, *, seed: int = 0, max_tries: int = 10_000
+        self,
+        space: Mutable,
+        filter: AnyFilter | None = None,
+        *,
+        weights: Mapping[str, Sequence[float]] | None = None,
+        seed: int = 0,
+        max_tries: int = 10_000,
     ) -> None:
         self.space = space
         self.filter: Filter | None = as_filter(filter) if isinstance(filter, Mapping) else filter
@@ -56,16 +65,13 @@ class FeasibleSampler:
         self._structure = space.structure()
         self.dimensions = self._structure.dimensions
         self._block: tuple[int, list[Sample]] | None = None
-        if isinstance(self.filter, ProfilerFilter):
-            cost_labels(self.filter.profiler.cost_model, self.dimensions, "filter")
-        self._weights: dict[str, list[float]] = {}
-        if isinstance(self.filter, RangeProfilerFilter):
-            domain = self.filter.profiler.cost_model.domain.values
-            self._weights = {
-                label: [self.dimensions[label].probability(value) for value in values]
-                for label, values in domain.items()
-                if label in self.dimensions
-            }
+        parts = self.filter.filters if isinstance(self.filter, AllOf) else (self.filter,)
+        profiled = [part for part in parts if isinstance(part, ProfilerFilter)]
+        for part in profiled:
+            cost_labels(part.profiler.cost_model, self.dimensions, "filter")
+        self._profilers = [part.profiler for part in profiled]
+        self._weights = dict(weights or {})
+        self._range = self._most_accepted([part for part in profiled if isinstance(part, RangeProfilerFilter)])
 
     def sample(self, number: int) -> Sample:
         """Return the sample of a number, a new dictionary.
@@ -90,8 +96,8 @@ class FeasibleSampler:
         return self._structure.verdict(sample) is True and (self.filter is None or bool(self.filter(sample)))
 
     def cost(self, sample: Sample) -> float | None:
-        """Return the cost that the filter looks at, in its unit; None without one."""
-        return self.filter.profiler.profile(sample) if isinstance(self.filter, ProfilerFilter) else None
+        """Return the cost that the filter looks at, the first of several, in its unit; None without one."""
+        return self._profilers[0].profile(sample) if self._profilers else None
 
     def _draw_block(self, index: int) -> list[Sample]:
         rng = np.random.default_rng((self._seed, index))
@@ -105,18 +111,43 @@ class FeasibleSampler:
                 else:
                     rejected += 1
             if rejected >= self.max_tries:
-                raise BudgetError(
-                    f"the filter {self.filter!r} rejected {rejected} random samples in a row. Loosen it, or "
-                    "use RangeProfilerFilter(profiler, min=..., max=...), which draws within its range and "
-                    "does not reject"
-                )
+                raise BudgetError(f"the filter {self.filter!r} rejected {rejected} {self._advice(sample)}")
         return found
 
+    def _advice(self, rejected: Sample) -> str:
+        if self._range is None:
+            return (
+                "random samples in a row. Loosen it, or use RangeProfilerFilter(profiler, min=..., max=...), which "
+                "draws within its range and does not reject"
+            )
+        costs = [f"{profiler.name} {profiler.profile(rejected):g}" for profiler in self._profilers]
+        return (
+            f"samples in a row that lie within {self._range!r}, so hardly any member meets all at once, if one does; "
+            f"the last had {', '.join(costs)}. Loosen one of them"
+        )
+
+    def _most_accepted(self, ranges: Sequence[RangeProfilerFilter]) -> RangeProfilerFilter | None:
+        """Return the range within which fewest draws have to be rejected."""
+        if len(ranges) < 2:
+            return ranges[0] if ranges else None
+        accepted = [
+            sum(map(self.accepts, self._within(candidate, BLOCK, np.random.default_rng(self._seed))))
+            for candidate in ranges
+        ]
+        return ranges[accepted.index(max(accepted))]
+
     def _propose(self, n: int, rng: np.random.Generator) -> list[Sample]:
-        if not isinstance(self.filter, RangeProfilerFilter):
+        if self._range is None:
             return [self._unfiltered(rng) for _ in range(n)]
-        model = self.filter.profiler.cost_model
-        within = model.sample_within(self.filter.min, self.filter.max, n=n, seed=rng, weights=self._weights)
+        return self._within(self._range, n, rng)
+
+    def _within(self, range: RangeProfilerFilter, n: int, rng: np.random.Generator) -> list[Sample]:
+        model = range.profiler.cost_model
+        for label, values in model.domain.values.items():
+            if label in self.dimensions and label not in self._weights:
+                self._weights[label] = [self.dimensions[label].probability(value) for value in values]
+        weights = {label: self._weights[label] for label in model.domain.values if label in self._weights}
+        within = model.sample_within(range.min, range.max, n=n, seed=rng, weights=weights)
         if all(label in model.domain.values for label in self.dimensions):
             return [{label: sample[label] for label in self.dimensions} for sample in within]
         # Dimensions without listed values are not part of the cost.

@@ -10,6 +10,7 @@ from hwnas.nn import ModelSpace
 from hwnas.strategies.architecture_step import ArchitectureStep
 from hwnas.strategies.darts import DARTS
 from hwnas.strategies.temperature import Temperature, as_temperature_scheduler
+from hwnas.strategies.unrolled_step import UnrolledStep
 from hwnas.supernet import GumbelSoftmax, Relaxation
 
 
@@ -36,6 +37,10 @@ class AnnealedArchitectureStep(ArchitectureStep):
         return self.strategy.temperature.at(trainer.current_epoch, trainer.max_epochs)
 
 
+class UnrolledAnnealedStep(AnnealedArchitectureStep, UnrolledStep):
+    """The architecture step of second order, which sets the temperature of each epoch."""
+
+
 class GumbelDARTS(DARTS):
     """Differentiable search on Gumbel-softmax samples.
 
@@ -55,6 +60,8 @@ class GumbelDARTS(DARTS):
         ``min``.
     hard : bool
         Whether each forward pass takes the drawn architecture alone, with a straight-through gradient.
+    normalise_candidates : bool, optional
+        As for `DARTS`; unless given, not with `hard`, where one architecture runs, as in `Proxyless`.
     **options
         Those of `DARTS`.
 
@@ -70,6 +77,7 @@ class GumbelDARTS(DARTS):
     """
 
     step_type = AnnealedArchitectureStep
+    unrolled_step_type = UnrolledAnnealedStep
 
     def __init__(
         self,
@@ -77,9 +85,11 @@ class GumbelDARTS(DARTS):
         *,
         temperature: Temperature = (1.0, 0.33),
         hard: bool = False,
+        normalise_candidates: bool | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(arc_learning_rate, **options)
+        normalised = not hard if normalise_candidates is None else normalise_candidates
+        super().__init__(arc_learning_rate, normalise_candidates=normalised, **options)
         self.temperature = as_temperature_scheduler(temperature)
         self.hard = hard
 

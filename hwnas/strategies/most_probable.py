@@ -1,57 +1,107 @@
-"""The most probable samples of a relaxation."""
+"""The most probable members within a filter."""
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+import itertools
+import math
+from collections.abc import Iterator
 
-from hwnas.profilers.profiler import MAX_SUBSETS
-from hwnas.space import CategoricalMultiple, Sample
-from hwnas.supernet import Relaxation
+from hwnas.errors import BudgetError
+from hwnas.space import Mutable, Sample
+from hwnas.strategies.feasible import FeasibleSampler, Filter
+from hwnas.supernet.most_probable import Options, most_probable, most_probable_members
 
+MAX_COMBINATIONS = 10_000
+"""Most probable combinations that are checked against the filter."""
 
-def ranked_options(relaxation: Relaxation, label: str) -> list[tuple[Any, float]]:
-    """Return the values of a label with the logarithms of their probabilities, best first.
+DRAWS = 256
+"""Members that are drawn from each power of the distribution when none of those passes."""
 
-    Of subsets too many to list only the preferred one is returned.
-    """
-    mutable = relaxation.dimension(label)
-    if isinstance(mutable, CategoricalMultiple) and mutable.count_values() > MAX_SUBSETS:
-        return [(relaxation.export(label), 0.0)]
-    probabilities = relaxation.probabilities(label)
-    assert probabilities is not None
-    scores = probabilities.detach().double().clamp_min(1e-300).log().tolist()
-    options = list(zip(mutable.grid_values(), scores, strict=True))
-    return sorted(options, key=lambda option: -option[1])  # stable: the first of equals stays first
+MAX_POWER = 4**6
 
 
-def most_probable(options: Mapping[str, Sequence[tuple[Any, float]]]) -> Iterator[Sample]:
-    """Yield all combinations of independent labels, the most probable first.
+def most_probable_within(
+    space: Mutable, options: Options, filter: Filter | None = None, *, seed: int = 0
+) -> Iterator[Sample]:
+    """Yield feasible samples that pass a filter, the most probable first.
+
+    Labels are independent, so the order is exact as long as one of the `MAX_COMBINATIONS` most probable combinations
+    passes. Otherwise members within the filter are drawn: from the priors, from the distribution, and from higher and
+    higher powers of it, which favour the most probable ones until only one of them turns up. Those that were drawn are
+    yielded, the most probable first. Without a filter see `hwnas.supernet.most_probable.most_probable_members`.
 
     Parameters
     ----------
+    space : Mutable
+        Its constraints are to hold.
     options : mapping of str to sequence of (value, float)
-        For each label its values with the logarithms of their probabilities, best first.
+        For each label of the space its values with the logarithms of their probabilities, best first.
+    filter : ProfilerFilter or callable, optional
+        Tells what is wanted.
+    seed : int
+        Of the draws.
 
     Yields
     ------
     dict
-        A sample; the same order at every call.
+        A value for each label.
+
+    Raises
+    ------
+    BudgetError
+        When nothing that passes was found.
+    SampleError
+        When no sample satisfies the constraints.
     """
-    labels = list(options)
-    # A combination is written as the ranks that are not 0, (position of the label, rank), in order. Raising
-    # the last of them, or one behind it, reaches each combination once, from one at least as probable.
-    queue: list[tuple[float, tuple[tuple[int, int], ...]]] = [(0.0, ())]
-    while queue:
-        loss, ranks = heapq.heappop(queue)
-        chosen = dict(ranks)
-        yield {label: options[label][chosen.get(i, 0)][0] for i, label in enumerate(labels)}
-        last, rank = ranks[-1] if ranks else (0, 0)
-        for i in range(last, len(labels)):
-            start = rank if i == last else 0
-            scores = options[labels[i]]
-            if start + 1 < len(scores):
-                kept = ranks[:-1] if ranks and i == last else ranks
-                step = scores[start][1] - scores[start + 1][1]
-                heapq.heappush(queue, (loss + step, (*kept, (i, start + 1))))
+    if filter is None:
+        yield from most_probable_members(space, options, seed=seed)
+        return
+    sampler = FeasibleSampler(space, filter, seed=seed)
+    found = False
+    for sample in itertools.islice(most_probable(options), MAX_COMBINATIONS):
+        if sampler.accepts(sample):
+            found = True
+            yield sample
+    if not found:
+        scores = {label: {repr(value): score for value, score in ranked} for label, ranked in options.items()}
+
+        def score(sample: Sample) -> float:
+            return math.fsum(scores[label].get(repr(value), -math.inf) for label, value in sample.items())
+
+        yield from sorted(_drawn(sampler, options, filter, seed), key=score, reverse=True)
+
+
+def _drawn(sampler: FeasibleSampler, options: Options, filter: Filter, seed: int) -> list[Sample]:
+    """Return feasible samples, most likely with the most probable one among them."""
+    # Of a choice with very many values only the preferred one is listed; no cost depends on it.
+    settled = {label: ranked[0][0] for label, ranked in options.items() if len(ranked) == 1}
+
+    def draws(source: FeasibleSampler) -> Iterator[Sample]:
+        for number in range(DRAWS):
+            sample = source.sample(number)
+            preferred = {**sample, **settled}
+            yield preferred if sampler.accepts(preferred) else sample
+
+    found = list(draws(sampler))
+    power, different = 1, 2
+    while different > 1 and power <= MAX_POWER:
+        weights = _weights(sampler, options, power)
+        try:
+            drawn = list(draws(FeasibleSampler(sampler.space, filter, weights=weights, seed=seed)))
+        except BudgetError:  # the weights of the feasible members are 0 in floating point
+            break
+        found += drawn
+        different = len({repr(sample) for sample in drawn})
+        power *= 4
+    return found
+
+
+def _weights(sampler: FeasibleSampler, options: Options, power: int) -> dict[str, list[float]]:
+    """Return a power of the distributions in the order of their values, in which the most probable one has weight 1."""
+    weights: dict[str, list[float]] = {}
+    for label, ranked in options.items():
+        if len(ranked) > 1:
+            best = ranked[0][1]
+            weight = {repr(value): math.exp(power * (score - best)) for value, score in ranked}
+            weights[label] = [weight[repr(value)] for value in sampler.dimensions[label].grid_values()]
+    return weights

@@ -19,10 +19,12 @@ from hwnas.evaluators import Evaluator, Lightning
 from hwnas.evaluators.seeding import isolated_seed
 from hwnas.nn import ModelSpace
 from hwnas.profilers.filters import as_filter
+from hwnas.profilers.profiler import Profiler
 from hwnas.space import Mutable, MutableList, Sample
 from hwnas.space.sampling import fresh
 from hwnas.strategies.architecture_key import Key, architecture_key
 from hwnas.strategies.base import Strategy, integer_seed
+from hwnas.strategies.budget import Budget, as_budget, joined
 from hwnas.strategies.feasible import AnyFilter, FeasibleSampler, Filter
 from hwnas.strategies.members import Members
 from hwnas.strategies.trial import Outcome, Trial, check_state, outcomes_from_state, outcomes_to_state
@@ -55,6 +57,12 @@ class MultiTrialStrategy(Strategy):
         Which samples are tried; a mapping is the dictionary form, ``{"profiler": ..., "min": ..., "max": ...}``.
         The cost that it looks at decides between equal scores. For a super-net, build its profiler before the space is
         changed.
+    budget : Budget or mapping of str to float, optional
+        Upper limits such as ``{"latency_ms": 3.0}``, of what is tried and returned; see `Budget`. A cost that is
+        measured is predicted for what is tried; `best_sample` and `list_models` measure the best members as a whole and
+        pass over those that take too long.
+    profilers : Profiler or sequence of Profiler, optional
+        Of the costs that the budget names.
     max_recalibration_batches : int, optional
         Training batches for the statistics; None for all, 0 to score with those of the super-net.
     probation : int
@@ -76,6 +84,8 @@ class MultiTrialStrategy(Strategy):
         evaluations: int = 500,
         mode: str = "max",
         filter: AnyFilter | None = None,
+        budget: Budget | Mapping[str, float] | None = None,
+        profilers: Profiler | Sequence[Profiler] | None = None,
         max_recalibration_batches: int | None = 20,
         probation: int = 10,
         on_evaluation: Callable[[Trial, int, int], None] | None = None,
@@ -93,6 +103,7 @@ class MultiTrialStrategy(Strategy):
         self.evaluations = evaluations
         self.mode = mode
         self.filter: Filter | None = as_filter(filter) if isinstance(filter, Mapping) else filter
+        self.budget = as_budget(budget, profilers)
         self.max_recalibration_batches = max_recalibration_batches
         self.probation = probation
         self.on_evaluation = on_evaluation
@@ -146,7 +157,7 @@ class MultiTrialStrategy(Strategy):
         ValueError
             When the space has no choices, or the evaluator has no data for what is asked.
         BudgetError
-            When nothing feasible was found.
+            When nothing feasible was found, or a limit of the budget is below the minimum, which it names.
         SampleError
             When the loaded state belongs to another space.
         TrainingError
@@ -155,7 +166,10 @@ class MultiTrialStrategy(Strategy):
         evaluator = self._checked(space, evaluator, callbacks)
         if ckpt_path is not None:
             self.load_state_dict(json.loads(Path(ckpt_path).read_text(encoding="utf-8")))
-        sampler = FeasibleSampler(_searched(space, evaluator), self.filter, seed=self.seed)
+        if self.budget is not None:
+            self.budget = self.budget.completed(space, evaluator)
+        feasible = joined(self.filter, self.budget)
+        sampler = FeasibleSampler(_searched(space, evaluator), feasible, seed=self.seed)
         members = Members(space, evaluator, max_batches=self.max_recalibration_batches, seed=self.seed)
         self._outcomes = outcomes_from_state(self._loaded or {}, sampler)
         self._members, self._trials, self._loaded = members, {}, None
@@ -263,6 +277,11 @@ class MultiTrialStrategy(Strategy):
         """Yield the samples of `ranking`."""
         return (fresh(trial.sample) for trial in self.ranking())
 
+    def best_samples(self) -> Iterator[Sample]:
+        """Yield the samples of `ranking` that meet measured limits; see `Budget.measured`."""
+        ranked = self.ranked_samples()
+        return ranked if self.budget is None else self.budget.measured(ranked)
+
     def best_sample(self) -> Sample:
         """Return the sample of the best trial.
 
@@ -270,8 +289,10 @@ class MultiTrialStrategy(Strategy):
         ------
         RuntimeError
             When no trial has succeeded.
+        BudgetError
+            When none of the members meets a measured limit.
         """
-        best = next(self.ranked_samples(), None)
+        best = next(self.best_samples(), None)
         if best is None:
             raise RuntimeError(f"{type(self).__name__}: no trial has succeeded; trials() says why")
         return best

@@ -18,9 +18,15 @@ from hwnas.nn import ModelSpace, module_mutables
 from hwnas.space import Mutable, Sample
 from hwnas.strategies.base import Strategy, integer_seed
 from hwnas.strategies.batches import single_loader
-from hwnas.supernet import DEFAULT_HOOKS, MutationHook, Relaxation, is_supernet, make_supernet
+from hwnas.strategies.ranks import allow_unused_parameters, check_agreement, check_launcher, take_buffers_of_first
+from hwnas.strategies.search_monitor import SearchMonitor
+from hwnas.strategies.search_reading import WatchedCost
+from hwnas.supernet import DEFAULT_HOOKS, MutationHook, Relaxation, check_searchable, make_supernet
 
 _T = TypeVar("_T")
+
+MAX_DRAWS = 100
+"""Draws that may violate the constraints of a space, one after the other."""
 
 
 class OneShotStrategy(Strategy):
@@ -69,6 +75,32 @@ class OneShotStrategy(Strategy):
     @abstractmethod
     def callback(self) -> L.Callback:
         """Return a new callback that does the search while the super-net is trained."""
+
+    # -- what can be seen of a search ------------------------------------------------------------------------
+
+    @property
+    def architecture(self) -> nn.Module:
+        """What is trained to choose the architecture; without parameters where nothing is. See `supernet`."""
+        return self.relaxation
+
+    def draws(self, n: int) -> list[Sample]:
+        """Return members as the search draws them at present, the same at every call.
+
+        Parameters
+        ----------
+        n : int
+            How many.
+
+        Returns
+        -------
+        list of dict
+            Empty where the relaxation has a distribution for each label.
+        """
+        return []
+
+    def watched_costs(self) -> dict[str, WatchedCost]:
+        """Return the costs that the search looks at, by the names under which their expectations are logged."""
+        return {}
 
     # -- the super-net ---------------------------------------------------------------------------------------
 
@@ -121,15 +153,7 @@ class OneShotStrategy(Strategy):
         ValueError
             When it has no choices.
         """
-        if not isinstance(space, ModelSpace):
-            raise TypeError(f"expected a hwnas.nn.ModelSpace, got a {type(space).__name__}; derive your model from it")
-        if is_supernet(space):
-            raise TypeError(
-                f"this {type(space).__name__} is a super-net already: a strategy changes the space in place. "
-                "Construct the space anew for each search"
-            )
-        if not space.simplify():
-            raise ValueError(f"this {type(space).__name__} has no choices, so there is nothing to search")
+        check_searchable(space)
         relaxation = self.make_relaxation(space)
         extra = getattr(space, "extra_oneshot_hooks", None)
         hooks = [*self.mutation_hooks, *(extra(self) if extra else ()), *self.default_mutation_hooks()]
@@ -147,7 +171,8 @@ class OneShotStrategy(Strategy):
         TypeError
             When it is not a `hwnas.evaluators.Lightning`.
         ValueError
-            When it lacks a loader, uses one loader for both purposes, or holds choices itself.
+            When it lacks a loader, uses one loader for both purposes, or holds choices itself; when its trainer forks
+            or spawns processes.
         """
         name = type(self).__name__
         if not isinstance(evaluator, Lightning):
@@ -165,6 +190,7 @@ class OneShotStrategy(Strategy):
                 "chosen on data on which the weights are not trained; split the data"
             )
         single_loader(evaluator.val_dataloaders, f"{name}: val_dataloaders")
+        check_launcher(evaluator)
         held = _mutables_in(evaluator)
         if held:
             raise ValueError(
@@ -191,7 +217,8 @@ class OneShotStrategy(Strategy):
         evaluator : Lightning
             With loaders for training and for validation.
         callbacks : sequence of lightning.Callback
-            Further callbacks; a `ModelCheckpoint` makes the search resumable.
+            Further callbacks; a `ModelCheckpoint` makes the search resumable. A `SearchMonitor` among them takes the
+            place of the usual one.
         ckpt_path : path-like, optional
             A checkpoint of the same search to go on from; the one of `load_state_dict` unless given.
         """
@@ -201,6 +228,11 @@ class OneShotStrategy(Strategy):
             self.mutate_model(space)
         self._evaluator = evaluator
         resumed = self._ckpt_path if ckpt_path is None else ckpt_path
+        if not any(isinstance(callback, SearchMonitor) for callback in callbacks):
+            callbacks = [SearchMonitor(), *callbacks]
+        for callback in callbacks:
+            if isinstance(callback, SearchMonitor):
+                callback.watch(self)
         evaluator.fit(space, callbacks=[self.callback(), *callbacks], ckpt_path=resumed)
 
     def best_sample(self) -> Sample:
@@ -252,10 +284,40 @@ class OneShotCallback(L.Callback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Remember the trainer."""
         self.strategy.attach_trainer(trainer)
+        allow_unused_parameters(trainer)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Follow the model to its device."""
         self.relaxation.to(pl_module.device)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Raise where several processes do not begin with the same."""
+        check_agreement(trainer, "the state of the search", self.state_dict())
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Raise where several processes do not end with the same, and give all of them the same buffers."""
+        check_agreement(trainer, "the state of the search", self.state_dict())
+        take_buffers_of_first(trainer, pl_module)
+
+    def resample(self, trainer: L.Trainer, memo: Sample) -> None:
+        """Let the relaxation decide anew, the same in all processes.
+
+        What it draws meets the constraints of the space: it draws again until that is so, and after `MAX_DRAWS` in vain
+        it is given a random member of the space.
+        """
+        structure = self.strategy.supernet.structure()
+        decided = self.relaxation.resample(memo)
+        if decided and structure.constraints():
+            draws = 1
+            while structure.verdict({**memo, **decided}) is not True:
+                if draws < MAX_DRAWS:
+                    decided = self.relaxation.resample(memo)
+                else:
+                    rng = np.random.default_rng((self.strategy.seed, trainer.global_step))
+                    decided = self.strategy.supernet.random(memo=dict(memo), random_state=rng)
+                    self.relaxation.resample(decided)
+                draws += 1
+        check_agreement(trainer, "what is drawn", {**memo, **decided})
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Come back to the CPU, as the model does."""

@@ -37,6 +37,10 @@ class Proxyless(DARTS):
     paths : 2 or None
         How many candidates compete in a step of the architecture; None for all. With 2, the probabilities of the
         others stay as they are.
+    normalise_candidates : bool
+        As for `DARTS`, but off unless asked for: one path runs with weight one, as it does when it is frozen, so no
+        candidate gains by the scale of its output, and weights that are trained without a normalisation are those of
+        the frozen member.
     **options
         Those of `DARTS`; of them `warmup_epochs` counts most, as a candidate trains only when it is drawn.
 
@@ -44,6 +48,8 @@ class Proxyless(DARTS):
     ------
     ValueError, TypeError
         When an argument is out of its range or of another type.
+    UnsupportedError
+        With ``unrolled=True``: weights of one path have no second derivative that tells of the other paths.
 
     References
     ----------
@@ -51,6 +57,7 @@ class Proxyless(DARTS):
     """
 
     step_type = GateStep
+    unrolled_step_type = None
 
     def __init__(
         self,
@@ -59,9 +66,16 @@ class Proxyless(DARTS):
         paths: int | None = 2,
         arc_betas: tuple[float, float] = (0.0, 0.999),
         arc_weight_decay: float = 0.0,
+        normalise_candidates: bool = False,
         **options: Any,
     ) -> None:
-        super().__init__(arc_learning_rate, arc_betas=arc_betas, arc_weight_decay=arc_weight_decay, **options)
+        super().__init__(
+            arc_learning_rate,
+            arc_betas=arc_betas,
+            arc_weight_decay=arc_weight_decay,
+            normalise_candidates=normalise_candidates,
+            **options,
+        )
         if paths not in (2, None):
             raise ValueError(f"Proxyless: paths is {paths!r}; expected 2, or None for all candidates")
         self.paths = paths

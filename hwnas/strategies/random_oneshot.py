@@ -1,10 +1,9 @@
-"""Random one-shot: a super-net trained on one random member at a time, and searched afterwards."""
+"""Random one-shot: a super-net trained on members that are drawn at random, and searched afterwards."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import lightning as L
 import numpy as np
@@ -13,29 +12,53 @@ from torch import nn
 
 from hwnas.evaluators import Evaluator, recalibrate_batch_norm
 from hwnas.nn import ModelSpace
-from hwnas.profilers.filters import as_filter
+from hwnas.profilers.filters import ProfilerFilter, as_filter
+from hwnas.profilers.profiler import Profiler
 from hwnas.space import Sample
 from hwnas.space.sampling import fresh
 from hwnas.strategies.batches import load_batches, single_loader
-from hwnas.strategies.feasible import AnyFilter, FeasibleSampler, Filter
-from hwnas.strategies.oneshot import OneShotCallback, OneShotStrategy
+from hwnas.strategies.budget import Budget
+from hwnas.strategies.budgeted import BudgetedOneShot
+from hwnas.strategies.feasible import AnyFilter, FeasibleSampler
+from hwnas.strategies.member_sampling import MemberSampling, SamplingName, as_sampling
+from hwnas.strategies.member_training import MemberTraining
+from hwnas.strategies.search_reading import WatchedCost
 from hwnas.strategies.subnet_search import RankedSubnet, SubnetSearch
 from hwnas.supernet import MutationHook, OneHot, Relaxation
 
 
-class RandomOneShot(OneShotStrategy):
-    """Train a super-net on random feasible members, a new one for each batch, then search it.
+class RandomOneShot(BudgetedOneShot):
+    """Train a super-net on random feasible members, new ones for each batch, then search it.
 
-    Members follow the weights of the labels, the constraints and the filter. While the super-net is trained,
-    each validation scores one and the same member, the default one where it is feasible: the curve shows
-    whether the shared weights learn, no more. The best member is searched for with `SubnetSearch` when it is
-    first asked for.
+    Random members follow the weights of the labels, the constraints, the filter and the budget. `sampling` says which
+    are trained on a batch:
+
+    - ``"uniform"``: a random one.
+    - ``"fair"``: so many that each value of each label is used equally often; see `FairSampling`. There can be no
+      filter, no budget, no constraint and no weights.
+    - ``"sandwich"``: the largest one, the smallest and two random ones; see `SandwichSampling`. What is large is
+      said by the profiler of the filter or the budget, or of a `SandwichSampling`.
+
+    Of several members the gradients are averaged into one step of the weights; see `MemberTraining`. Which are
+    drawn depends on the seed and the number of the batch only, so a resumed run draws what the whole run draws.
+    Batch normalisation adds the statistics of each to its running statistics, which fit no member; they are
+    estimated anew for each one that is scored or exported.
+
+    While the super-net is trained, each validation scores one and the same member, the default one where it is
+    feasible: the curve shows whether the shared weights learn, no more. The best member is searched for with
+    `SubnetSearch` when it is first asked for.
 
     Parameters
     ----------
     filter : ProfilerFilter, callable or mapping, optional
         Which samples are trained and returned; a mapping is the dictionary form, ``{"profiler": ..., "min":
         ..., "max": ...}``.
+    budget : Budget or mapping of str to float, optional
+        Upper limits such as ``{"latency_ms": 3.0}``, of what is trained and returned; see `Budget`.
+    profilers : Profiler or sequence of Profiler, optional
+        Of the costs that the budget names.
+    sampling : {"uniform", "fair", "sandwich"} or MemberSampling
+        Which members are trained on a batch.
     search : SubnetSearch, optional
         How the best member is found.
     mutation_hooks, seed
@@ -51,12 +74,16 @@ class RandomOneShot(OneShotStrategy):
         self,
         filter: AnyFilter | None = None,
         *,
+        budget: Budget | Mapping[str, float] | None = None,
+        profilers: Profiler | Sequence[Profiler] | None = None,
+        sampling: SamplingName | MemberSampling = "uniform",
         search: SubnetSearch | None = None,
         mutation_hooks: Sequence[MutationHook] = (),
         seed: int | np.random.Generator = 0,
     ) -> None:
-        super().__init__(mutation_hooks, seed=seed)
-        self.filter: Filter | None = as_filter(filter) if isinstance(filter, Mapping) else filter
+        super().__init__(mutation_hooks, budget=budget, profilers=profilers, seed=seed)
+        self.filter = as_filter(filter) if isinstance(filter, Mapping) else filter
+        self.sampling = as_sampling(sampling)
         self.search = SubnetSearch(seed=self.seed) if search is None else search
         self._ranking: list[RankedSubnet] | None = None
 
@@ -70,15 +97,29 @@ class RandomOneShot(OneShotStrategy):
         Raises
         ------
         ValueError
-            Also when the filter is that of another space, or accepts nothing. The space is unchanged then.
+            Also when the filter is that of another space, or accepts nothing, or `sampling` does not fit the
+            space. The space is unchanged then.
         """
         if isinstance(space, ModelSpace):
-            FeasibleSampler(space, self.filter, seed=self.seed).sample(0)
+            self.sampling.plan(FeasibleSampler(space, self.feasible(), seed=self.seed), self.seed).of(0)
         return super().mutate_model(space)
 
     def callback(self) -> L.Callback:
-        """Return a new callback that draws a member for each batch."""
-        return MemberForEachBatch(self, FeasibleSampler(self.supernet, self.filter, seed=self.seed))
+        """Return a new callback that draws members for each batch."""
+        sampler = FeasibleSampler(self.supernet, self.feasible(), seed=self.seed)
+        return MemberTraining(self, self.sampling.plan(sampler, self.seed), sampler.first())
+
+    def draws(self, n: int) -> list[Sample]:
+        """Return random feasible members; see `OneShotStrategy.draws`."""
+        sampler = FeasibleSampler(self.supernet, self.feasible(), seed=self.seed)
+        return [sampler.sample(number) for number in range(n)]
+
+    def watched_costs(self) -> dict[str, WatchedCost]:
+        """Return also the cost of the filter; see `OneShotStrategy.watched_costs`."""
+        found = super().watched_costs()
+        if isinstance(self.filter, ProfilerFilter):
+            found["arch/expected_cost"] = WatchedCost(self.filter.profiler)
+        return found
 
     def run(
         self,
@@ -95,14 +136,11 @@ class RandomOneShot(OneShotStrategy):
     def ranking(self) -> list[RankedSubnet]:
         """Return all members that the search has scored, best first. The first call searches."""
         if self._ranking is None:
-            relaxation = self.relaxation
-            assert isinstance(relaxation, OneHot)
             self._ranking = self.search.run(
                 self.supernet,
-                relaxation,
                 train_batches=single_loader(self.evaluator.train_dataloaders, "train_dataloaders"),
                 val_batches=single_loader(self.evaluator.val_dataloaders, "val_dataloaders"),
-                filter=self.filter,
+                filter=self.feasible(),
                 device=self._device(),
             )
         return self._ranking
@@ -126,41 +164,3 @@ class RandomOneShot(OneShotStrategy):
     def _device(self) -> torch.device | None:
         """Return the device of the training; the trainer leaves the super-net on the CPU."""
         return None if self._trainer is None else self._trainer.strategy.root_device
-
-
-class MemberForEachBatch(OneShotCallback):
-    """Draw a new member before each training batch.
-
-    Parameters
-    ----------
-    strategy : RandomOneShot
-        With a super-net.
-    sampler : FeasibleSampler
-        Gives the members, by number.
-    """
-
-    def __init__(self, strategy: RandomOneShot, sampler: FeasibleSampler) -> None:
-        super().__init__(strategy)
-        self.sampler = sampler
-        self.drawn = 0
-        self._fixed = sampler.first()
-
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        """Draw."""
-        self.relaxation.resample(self.sampler.sample(self.drawn))
-        self.drawn += 1
-
-    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Score the same member every time."""
-        self.relaxation.resample(fresh(self._fixed))
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return how many members have been drawn; they depend on nothing else."""
-        return {**super().state_dict(), "drawn": self.drawn}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a state."""
-        super().load_state_dict(state_dict)
-        self.drawn = state_dict["drawn"]

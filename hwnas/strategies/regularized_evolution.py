@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from hwnas.profilers.profiler import Profiler
 from hwnas.space import Sample
 from hwnas.space.node import Dimension
 from hwnas.space.sampling import fresh
 from hwnas.strategies.architecture_key import active_labels, architecture_key
+from hwnas.strategies.budget import Budget
 from hwnas.strategies.feasible import AnyFilter, FeasibleSampler
 from hwnas.strategies.multi_trial import MultiTrialStrategy
 from hwnas.strategies.trial import Trial
@@ -26,9 +28,9 @@ class RegularizedEvolution(MultiTrialStrategy):
 
     The first members are random. Then, again and again, the best of a few random members of the population has a
     mutated child, which joins the population, and the oldest member leaves it. A mutation gives an active label another
-    value, drawn from its weights. Children that violate a constraint or the filter are not evaluated: the parent
-    mutates again, and when that does not help a random feasible member takes the place of the child. So it does when
-    nothing new has come for long.
+    value, drawn from its weights. Children that violate a constraint, the filter or the budget are not evaluated: the
+    parent mutates again, and when that does not help a random feasible member takes the place of the child. So it does
+    when nothing new has come for long.
 
     A child that has been tried before joins the population with the score that it has, at no cost; a failed one does
     not join. See `MultiTrialStrategy` for what members are made of and how they are scored.
@@ -43,7 +45,7 @@ class RegularizedEvolution(MultiTrialStrategy):
         How many members, drawn with replacement, compete to be the parent.
     mutation_probability : float, optional
         Of each active label to change; exactly one random label changes unless it is given.
-    mode, filter, max_recalibration_batches, on_evaluation, seed
+    mode, filter, budget, profilers, max_recalibration_batches, on_evaluation, seed
         See `MultiTrialStrategy`.
 
     Raises
@@ -78,6 +80,8 @@ class RegularizedEvolution(MultiTrialStrategy):
         mutation_probability: float | None = None,
         mode: str = "max",
         filter: AnyFilter | None = None,
+        budget: Budget | Mapping[str, float] | None = None,
+        profilers: Profiler | Sequence[Profiler] | None = None,
         max_recalibration_batches: int | None = 20,
         on_evaluation: Callable[[Trial, int, int], None] | None = None,
         seed: int | np.random.Generator = 0,
@@ -86,6 +90,8 @@ class RegularizedEvolution(MultiTrialStrategy):
             evaluations=evaluations,
             mode=mode,
             filter=filter,
+            budget=budget,
+            profilers=profilers,
             max_recalibration_batches=max_recalibration_batches,
             probation=population,
             on_evaluation=on_evaluation,

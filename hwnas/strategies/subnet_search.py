@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
-from hwnas.errors import TrainingError
-from hwnas.evaluators import evaluate_accuracy, recalibrated
-from hwnas.evaluators.seeding import isolated_seed
 from hwnas.nn import ModelSpace
 from hwnas.profilers.profiler import Profiler
 from hwnas.space import Sample
 from hwnas.space.sampling import fresh
 from hwnas.strategies.architecture_key import Key, architecture_key
 from hwnas.strategies.base import integer_seed
-from hwnas.strategies.batches import load_batches
 from hwnas.strategies.feasible import AnyFilter, FeasibleSampler
-from hwnas.supernet import OneHot
-
-Metric = Callable[[nn.Module, Sequence[Any]], float]
+from hwnas.strategies.subnet_evaluation import Metric, subnet_scores
 
 _LISTED_PER_EVALUATION = 20
 _FRESH_DRAWS = 2_000
@@ -60,10 +52,10 @@ class SubnetSearch:
     """Evolution over the members of a super-net, each scored with the weights that it has there.
 
     A member is scored on validation batches after its batch normalisation statistics have been estimated on
-    training batches. No architecture is scored twice: samples that differ in inactive labels only are one.
-    Where the feasible set is no larger than the budget all of it is scored. Otherwise the best `parents` so
-    far give, generation by generation, `population` new members, half by mutation and half by crossover;
-    where these fail to be new and feasible, random members join.
+    training batches; see `hwnas.strategies.evaluate_subnet`. No architecture is scored twice: samples that differ
+    in inactive labels only are one. Where the feasible set is no larger than the budget all of it is scored.
+    Otherwise the best `parents` so far give, generation by generation, `population` new members, half by mutation
+    and half by crossover; where these fail to be new and feasible, random members join.
 
     Parameters
     ----------
@@ -76,8 +68,8 @@ class SubnetSearch:
     mutation_probability : float
         Of each label to be drawn anew.
     metric : callable, optional
-        Takes the super-net, which computes the member, and the validation batches; gives a number, greater is
-        better. The accuracy unless given.
+        Takes a model that computes the member, and the validation batches; gives a number, greater is better.
+        The accuracy unless given.
     max_recalibration_batches : int, optional
         Training batches for the statistics; None for all.
     profiler : Profiler, optional
@@ -125,7 +117,7 @@ class SubnetSearch:
         self.population = population
         self.parents = parents
         self.mutation_probability = mutation_probability
-        self.metric: Metric = evaluate_accuracy if metric is None else metric
+        self.metric = metric
         self.max_recalibration_batches = max_recalibration_batches
         self.profiler = profiler
         self.on_evaluation = on_evaluation
@@ -134,7 +126,6 @@ class SubnetSearch:
     def run(
         self,
         supernet: ModelSpace,
-        relaxation: OneHot,
         *,
         train_batches: Iterable[Any],
         val_batches: Iterable[Any],
@@ -147,8 +138,6 @@ class SubnetSearch:
         ----------
         supernet : ModelSpace
             Trained.
-        relaxation : OneHot
-            The one that the super-net asks.
         train_batches, val_batches : iterable
             Batches; what is needed of them is loaded into memory once.
         filter : ProfilerFilter, callable or mapping, optional
@@ -168,28 +157,21 @@ class SubnetSearch:
         TrainingError
             When a score is not a number.
         """
-        home = next((p.device for p in supernet.parameters()), torch.device("cpu"))
-        device = home if device is None else device
-        training = load_batches(train_batches, self.max_recalibration_batches, device=device, seed=self.seed)
-        validation = load_batches(val_batches, device=device, seed=self.seed)
-        before = relaxation.sample
         sampler = FeasibleSampler(supernet, filter, seed=self.seed)
         scored: dict[Key, RankedSubnet] = {}
-        try:
-            supernet.to(device)
+        with subnet_scores(
+            supernet,
+            train_batches=train_batches,
+            val_batches=val_batches,
+            metric=self.metric,
+            recalibrate=True if self.max_recalibration_batches is None else self.max_recalibration_batches,
+            device=device,
+            seed=self.seed,
+        ) as score:
             for sample, key in self._candidates(sampler, scored):
-                relaxation.resample(sample)
-                # Metrics may be random, so that each is seeded alike, whatever was scored before.
-                with isolated_seed(self.seed), recalibrated(supernet, training):
-                    score = float(self.metric(supernet, validation))
-                if math.isnan(score):
-                    raise TrainingError(f"the metric of the member {sample} is not a number")
-                scored[key] = RankedSubnet(sample, score, self._cost(sampler, sample), key)
+                scored[key] = RankedSubnet(sample, score(sample), self._cost(sampler, sample), key)
                 if self.on_evaluation is not None:
                     self.on_evaluation(scored[key], len(scored), self.evaluations)
-        finally:
-            supernet.to(home)
-            relaxation.resample(before)
         return sorted(scored.values(), key=RankedSubnet.rank)
 
     def _cost(self, sampler: FeasibleSampler, sample: Sample) -> float | None:

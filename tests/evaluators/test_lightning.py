@@ -9,7 +9,7 @@ import warnings
 import lightning as L
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -166,3 +166,36 @@ def test_an_interrupt_comes_out_as_one_and_leaves_the_signal_alone():
     with pytest.raises(KeyboardInterrupt):
         evaluator().fit(nn.Linear(2, 1), callbacks=[Interrupt()])
     assert signal.getsignal(signal.SIGINT) is handler
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory")  # that of the first fit
+def test_callbacks_that_remember_begin_anew_with_each_fit(tmp_path):
+    class Falling(Module):
+        """Scores 3, 2, 1, ... in the first fit and so on in later ones."""
+
+        score = 100.0
+
+        def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
+            Falling.score -= 1
+            self.log("default", Falling.score)
+
+    class Told(L.Callback):
+        def __init__(self) -> None:
+            self.epochs: list[int] = []
+
+        def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+            self.epochs.append(trainer.current_epoch)
+
+    stopping, told = EarlyStopping("default", mode="max", patience=2), Told()
+    checkpoint = ModelCheckpoint(tmp_path, monitor="default", mode="max")
+    ours = evaluator(Falling(), callbacks=[stopping, checkpoint, told], max_epochs=9)
+    best = []
+    for _ in range(2):
+        ours.fit(nn.Linear(2, 1))
+        best.append(float(checkpoint.best_model_score))
+        assert checkpoint.best_model_path.endswith(".ckpt")
+        assert stopping.wait_count == 2
+    assert told.epochs == [0, 1, 2, 0, 1, 2]
+    assert best[1] < best[0]
+    ours.validate(nn.Linear(2, 1))
+    assert checkpoint.best_model_path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from itertools import chain
 
 import lightning as L
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
 from hwnas.evaluators import Lightning, LightningModule, seeded_loader
-from hwnas.evaluators.loaders import TensorBatches
+from hwnas.evaluators.loaders import SeededLoader, TensorBatches, for_rank
 
 
 class Items(Dataset):
@@ -144,3 +145,113 @@ def test_lightning_sets_the_epoch(dataset, tmp_path):
     module.seen.clear()
     evaluator.fit(model)
     assert module.seen == expected
+
+
+def read(loader: SeededLoader, epoch: int) -> list:
+    loader.sampler.set_epoch(epoch)
+    return [batch[0].tolist() for batch in loader]
+
+
+@pytest.mark.parametrize("dataset", [table(), Items()])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_pass_goes_on_where_another_stopped(dataset, workers):
+    def fresh() -> SeededLoader:
+        return seeded_loader(dataset, 3, shuffle=True, seed=3, num_workers=workers)
+
+    whole = fresh()
+    expected = [read(whole, epoch) for epoch in range(2)]
+    started = iter(whole)
+    for _ in range(2):
+        next(started)
+    state = whole.state_dict()
+    assert state == {"epoch": 1, "batches": 2}
+    resumed = fresh()
+    resumed.load_state_dict(state)
+    assert resumed.state_dict() == state
+    assert read(resumed, 1) == expected[1][2:]
+    assert read(resumed, 1) == expected[1]  # the next pass is whole
+    resumed.load_state_dict(state)
+    assert read(resumed, 0) == expected[0]  # of another epoch
+    assert len(resumed) == 4
+
+
+def test_nothing_is_loaded_of_what_is_left_out():
+    loaded: list[int] = []
+
+    class Watched(Items):
+        def __getitem__(self, index: int) -> tuple[int, float]:
+            loaded.append(index)
+            return super().__getitem__(index)
+
+    loader = seeded_loader(Watched(), 3, shuffle=False)
+    loader.load_state_dict({"epoch": 0, "batches": 2})
+    list(loader)
+    assert loaded == [6, 7, 8, 9]
+
+
+class Random(Dataset):
+    """Draws from all global generators."""
+
+    def __len__(self) -> int:
+        return 10
+
+    def __getitem__(self, index: int) -> Tensor:
+        return torch.tensor([index, float(torch.rand(())), np.random.random(), random.random()], dtype=torch.float64)
+
+
+def test_what_a_data_set_draws_depends_on_seed_and_epoch_and_nothing_else():
+    def batches(epoch: int, *, workers: int = 0, skip: int = 0, seed: int = 3) -> list:
+        loader = seeded_loader(Random(), 4, shuffle=True, seed=seed, num_workers=workers)
+        loader.load_state_dict({"epoch": epoch, "batches": skip})
+        loader.sampler.set_epoch(epoch)
+        torch.manual_seed(skip)
+        before = torch.get_rng_state()
+        found = [batch.tolist() for batch in loader]
+        assert torch.equal(before, torch.get_rng_state())
+        return found
+
+    first = batches(0)
+    assert batches(0) == batches(0, workers=2) == first
+    assert batches(0, workers=1, skip=2) == batches(0, skip=2) == first[2:]
+    columns = np.array(list(chain(*first)))
+    assert len(np.unique(columns[:, 1:])) == 30
+    assert not np.isin(columns[:, 1:], np.array(list(chain(*batches(1))))).any()
+    assert not np.isin(columns[:, 1:], np.array(list(chain(*batches(0, seed=4))))).any()
+
+
+@pytest.mark.parametrize("n", [12, 11, 1])
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_the_parts_of_processes_are_the_whole(n, ranks):
+    """Batch by batch they are what one process reads; what is missing at the end is read twice."""
+    loader = seeded_loader(table(n), 2, shuffle=True, seed=3)
+    parts = [for_rank(loader, rank, ranks) for rank in range(ranks)]
+    whole = seeded_loader(table(n), 2 * ranks, shuffle=True, seed=3)
+    for epoch in (0, 1):
+        read_by = [read(part, epoch) for part in parts]
+        assert len({len(batches) for batches in read_by}) == 1
+        assert all(len(batches) == len(part) for batches, part in zip(read_by, parts, strict=True))
+        together = [sorted({*chain(*step)}) for step in zip(*read_by, strict=True)]
+        alone = read(whole, epoch)
+        assert {*chain(*together)} == {*range(n)}
+        assert together[: n // (2 * ranks)] == [sorted(batch) for batch in alone][: n // (2 * ranks)]
+    assert loader.sampler.epoch == 0
+
+
+def test_each_fit_has_loaders_of_its_own():
+    loader, other = seeded_loader(table(), 4, shuffle=True), DataLoader(table())
+    loader.load_state_dict({"epoch": 0, "batches": 1})
+    (own, same), nested = for_rank([loader, other], 0, 1), for_rank({"a": loader}, 0, 1)["a"]
+    assert same is other
+    assert own is not loader
+    assert read(own, 0) == read(nested, 0) == epochs(seeded_loader(table(), 4, shuffle=True), 1)[0]
+
+
+def test_a_loader_that_cannot_go_on_is_named(tmp_path):
+    def keep() -> L.Callback:
+        return L.pytorch.callbacks.ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=2)
+
+    plain = DataLoader(table(), 4)
+    evaluator = Lightning(Recorder(), train_dataloaders=plain, max_epochs=1, accelerator="cpu")
+    evaluator.fit(nn.Linear(1, 1), callbacks=[keep()])
+    with pytest.warns(UserWarning, match="your dataloader is not resumable"):
+        evaluator.fit(nn.Linear(1, 1), callbacks=[keep()], ckpt_path=tmp_path / "step=2.ckpt")

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from hwnas.errors import UnsupportedError
 from hwnas.evaluators import evaluate_accuracy, recalibrate_batch_norm, recalibrated
+from hwnas.evaluators.recalibrate import in_precision_of
 
 
 def model() -> nn.Sequential:
@@ -181,6 +182,20 @@ def test_batches_of_tuples_and_what_is_none():
     ):
         pass
     assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+
+
+def test_data_has_the_type_of_the_model():
+    net = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    data = [(torch.randn(4, 2), torch.tensor([0, 1, 1, 0]))]
+    recalibrate_batch_norm(net.double(), data)
+    mean = net[0](data[0][0].double()).mean(0)
+    torch.testing.assert_close(net[1].running_mean, mean)
+    assert evaluate_accuracy(net.bfloat16(), data) in (0, 0.25, 0.5, 0.75, 1)
+    batch = {"x": [torch.randn(1), torch.arange(2)], "name": "batch"}
+    converted = in_precision_of(net.double(), batch)
+    assert [tensor.dtype for tensor in converted["x"]] == [torch.float64, torch.int64]
+    assert converted["name"] == "batch"
+    assert in_precision_of(nn.Identity(), batch) is batch
 
 
 def test_accuracy_counts_samples_not_batches():

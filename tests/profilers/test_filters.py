@@ -7,7 +7,7 @@ import pytest
 
 from hwnas.cost import CostModel, Factor
 from hwnas.errors import BudgetError
-from hwnas.profilers.filters import ProfilerFilter, RangeProfilerFilter, as_filter
+from hwnas.profilers.filters import AllOf, ProfilerFilter, RangeProfilerFilter, as_filter
 from hwnas.profilers.profiler import Profiler
 
 
@@ -69,3 +69,10 @@ def test_an_own_filter(profiler: Profiler) -> None:
     assert not Even(profiler)({"a": 0, "b": "x"})
     with pytest.raises(NotImplementedError, match="ProfilerFilter"):
         ProfilerFilter(profiler)({"a": 0, "b": "x"})
+
+
+def test_all_of_several(profiler: Profiler) -> None:
+    accepts = AllOf([RangeProfilerFilter(profiler, max=21), lambda sample: sample["a"] != 1])
+    found = [(a, b) for a in (0, 1, 2) for b in "xy" if accepts({"a": a, "b": b})]
+    assert found == [(0, "x"), (0, "y"), (2, "x")]
+    assert repr(accepts).startswith("AllOf(RangeProfilerFilter(latency_ms, max=21), <function")

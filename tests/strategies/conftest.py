@@ -52,11 +52,12 @@ class Module(ClassificationModule):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**{"learning_rate": 0.05, "optimizer": "sgd", "schedule": None, **kwargs})
-        self.seen: dict[str, list[int]] = {"weights": [], "architecture": [], "validation": []}
+        self.seen: dict[str, list[int]] = {name: [] for name in ("weights", "architecture", "statistics", "validation")}
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         trains = any(parameter.requires_grad for parameter in self.model.parameters())
-        self.seen["weights" if trains else "architecture"] += batch[0][:, 0, 0, 0].long().tolist()
+        what = "statistics" if not torch.is_grad_enabled() else "weights" if trains else "architecture"
+        self.seen[what] += batch[0][:, 0, 0, 0].long().tolist()
         return super().training_step(batch, batch_idx)
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:

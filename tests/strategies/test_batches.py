@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 import torch
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from hwnas.errors import TrainingError
 from hwnas.evaluators import seeded_loader
@@ -51,6 +51,48 @@ def test_each_pass_is_complete_and_in_its_own_order(kind):
     assert [sorted(each) for each in passes] == [list(range(10))] * 2
     assert passes[0] != passes[1]
     assert torch.equal(torch.random.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("kind", LOADERS)
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_processes_take_turns(kind, ranks):
+    """Also over the end of a pass, and from a place in the middle that any of them has written down."""
+    expected = take(CyclingBatches(LOADERS[kind](), seed=3), 7 * ranks)
+    parts = [CyclingBatches(LOADERS[kind](), seed=3) for _ in range(ranks)]
+    for rank, part in enumerate(parts):
+        part.share(rank, ranks)
+    heads = [take(part, 3) for part in parts]
+    states = [part.state_dict() for part in parts]
+    assert states == states[:1] * ranks
+    for rank, part in enumerate(parts):
+        resumed = CyclingBatches(LOADERS[kind](), seed=3)
+        resumed.share(rank, ranks)
+        resumed.load_state_dict(states[0])
+        rest = take(part, 4)
+        assert heads[rank] + rest == expected[rank::ranks]
+        assert take(resumed, 4) == rest
+
+
+def test_batches_of_other_processes_are_not_loaded():
+    loaded: list[int] = []
+
+    class Watched(Dataset):
+        def __len__(self) -> int:
+            return 10
+
+        def __getitem__(self, index: int) -> int:
+            loaded.append(index)
+            return index
+
+    batches = CyclingBatches(DataLoader(Watched(), batch_size=3))
+    batches.share(1, 2)
+    assert [next(batches).tolist() for _ in range(2)] == [[3, 4, 5], [9]]
+    assert loaded == [3, 4, 5, 9]
+    resumed = CyclingBatches(DataLoader(Watched(), batch_size=3))
+    resumed.load_state_dict({"passes": 0, "position": 2})
+    loaded.clear()
+    assert next(resumed).tolist() == [6, 7, 8]
+    assert loaded == [6, 7, 8]
 
 
 def test_a_loader_in_use_elsewhere():

@@ -12,6 +12,8 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.plugins import MixedPrecision
+from lightning.pytorch.utilities import CombinedLoader
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import DataLoader
@@ -19,6 +21,7 @@ from torch.utils.data import DataLoader
 import hwnas.nn as nn
 from hwnas.errors import SampleError, TrainingError
 from hwnas.evaluators import LightningModule, seeded_loader
+from hwnas.profilers import Profiler
 from hwnas.profilers.flops import FlopsProfiler
 from hwnas.profilers.penalties import ExpectationProfilerPenalty, SampleProfilerPenalty
 from hwnas.space import ExpressionConstraint
@@ -182,6 +185,40 @@ def test_a_large_penalty_finds_the_cheapest(kit, form):
     assert not any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
 
 
+def expected_cost(kit, strategy: DARTS) -> float:
+    costs = torch.tensor(list(kit.costs.values()))
+    return 1 + sum(float(strategy.relaxation.probabilities(label) @ costs) for label in ("layer_1", "layer_2"))
+
+
+def test_a_growing_penalty_lowers_the_expected_cost(kit):
+    found = []
+    for scale in (0.0, 0.01, 0.03, 0.1, 1.0):
+        torch.manual_seed(0)
+        penalty = {"profiler": kit.profiler(), "baseline": 5.0, "scale": scale}
+        strategy = DARTS(0.1, arc_betas=(0.9, 0.999), penalty=penalty)
+        strategy.run(kit.Net(), kit.evaluator())
+        found.append(expected_cost(kit, strategy))
+    assert all(dearer > cheaper + 1e-3 for dearer, cheaper in itertools.pairwise(found)), found
+    torch.manual_seed(0)
+    strategy = DARTS(0.1, arc_betas=(0.9, 0.999))
+    strategy.run(kit.Net(), kit.evaluator())
+    assert expected_cost(kit, strategy) == found[0]  # a penalty without weight is none
+
+
+@pytest.mark.parametrize("aggregate", ["add", "mul"])
+def test_the_unit_of_the_cost_does_not_change_the_search(kit, aggregate):
+    results = []
+    for factor in (1.0, 1000.0):  # milliseconds, microseconds
+        torch.manual_seed(0)
+        profiler = Profiler(kit.profiler().cost_model.scaled(factor, "us"))
+        penalty = {"profiler": profiler, "baseline": 5.0 * factor, "scale": 0.5, "aggregate": aggregate}
+        space, strategy = kit.Net(), DARTS(0.1, penalty=penalty)
+        strategy.run(space, kit.evaluator())
+        results.append({**kit.snapshot(space), **kit.snapshot(strategy.relaxation)})
+    for name, in_ms in results[0].items():
+        torch.testing.assert_close(in_ms, results[1][name], rtol=1e-5, atol=1e-6)
+
+
 def test_warm_up_leaves_the_architecture_alone(kit):
     space, strategy = kit.Net(), DARTS(0.1, warmup_epochs=2)
     strategy.mutate_model(space)
@@ -242,6 +279,27 @@ def test_a_resumed_run_equals_the_whole_run(kit, tmp_path, shuffled_by, warmup):
     # And no more than plain data is in the checkpoint.
     saved = torch.load(path, weights_only=True)["callbacks"]["hwnas.Watched"]
     assert saved["labels"] == ["layer_1", "layer_2"]
+
+
+def test_a_run_resumed_in_its_warm_up_has_the_architecture_it_began_with(kit, tmp_path):
+    def run(ckpt_path: Any = None) -> tuple[Watched, list[dict], dict[str, Any]]:
+        torch.manual_seed(0)
+        space, strategy = kit.Net(), Watched(0.05, warmup_epochs=2, seed=3)
+        strategy.mutate_model(space)
+        states = [kit.snapshot(strategy.relaxation)]
+        probe = kit.Probe(end=lambda: states.append(kit.snapshot(strategy.relaxation)))
+        callbacks = [ModelCheckpoint(tmp_path, save_top_k=-1), probe]
+        strategy.run(space, kit.evaluator(max_epochs=3), callbacks=callbacks, ckpt_path=ckpt_path)
+        return strategy, states, everything(kit, strategy, space)
+
+    whole, states, expected = run()
+    (path,) = tmp_path.glob("epoch=0*.ckpt")
+    resumed, rest, state = run(path)
+    assert len(rest) == 1 + 12
+    assert all(kit.equal(states[0], each) for each in (*states[:13], *rest[:7]))
+    assert not kit.equal(rest[6], rest[7])
+    assert kit.equal(state, expected)
+    assert (whole.made.steps, resumed.made.steps) == (6, 6)
 
 
 def test_seeds(kit):
@@ -322,6 +380,37 @@ def test_precision(kit, precision):
     assert all(alpha.dtype == torch.float32 for alpha in strategy.relaxation.parameters())
 
 
+def test_scaled_losses_give_the_gradient_of_the_loss(kit):
+    def gradients(scale: float) -> tuple[list[torch.Tensor], Watched, dict[str, torch.Tensor]]:
+        found: list[torch.Tensor] = []
+
+        class Recording(Watched):
+            def callback(self) -> L.Callback:
+                callback = super().callback()
+                callback.optimizer.register_step_pre_hook(
+                    lambda *_: found.extend(parameter.grad.clone() for parameter in callback.parameters)
+                )
+                return callback
+
+        torch.manual_seed(0)
+        space, strategy = kit.Net(), Recording(0.1)
+        strategy.mutate_model(space)
+        before = kit.snapshot(strategy.relaxation)
+        plugin = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=scale))
+        strategy.run(space, kit.evaluator(plugins=[plugin], limit_train_batches=1))
+        return found, strategy, before
+
+    plain, _, _ = gradients(1.0)
+    scaled, _, _ = gradients(1024.0)
+    assert max(float(gradient.abs().max()) for gradient in plain) > 1e-3
+    for a, b in zip(plain, scaled, strict=True):
+        torch.testing.assert_close(a, b, rtol=2e-2, atol=2e-4)
+    # Where half precision overflows, the step is left out, as the scaler leaves out that of the weights.
+    overflown, strategy, before = gradients(2.0**120)
+    assert overflown == []
+    assert kit.equal(before, kit.snapshot(strategy.relaxation))
+
+
 def test_running_statistics_come_from_training_data_only(kit):
     space, strategy = kit.Net(), DARTS()
     strategy.mutate_model(space)
@@ -358,7 +447,7 @@ def test_records(kit):
             self.rows: list[tuple[int | None, dict[str, float]]] = []
 
         def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-            if any(name.startswith("arch/") for name in metrics):
+            if "arch/loss" in metrics:
                 self.rows.append((step, metrics))
 
         def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
@@ -412,12 +501,26 @@ def test_export_meets_constraints(kit):
 
 
 def test_export_when_the_probable_ones_are_all_invalid(kit, monkeypatch):
-    monkeypatch.setattr("hwnas.strategies.darts.MAX_COMBINATIONS", 2)
+    monkeypatch.setattr("hwnas.supernet.most_probable.MAX_COMBINATIONS", 2)
     space, strategy = kit.Net(), DARTS()
     space.add_mutable(ExpressionConstraint(space.first.choice == "skip"))
     strategy.mutate_model(space)
     set_alphas(strategy, [1.0, 0.3, -5.0], [1.0, 0.9, 0.8])
     assert strategy.best_sample() == {"layer_1": "skip", "layer_2": "conv3"}
+
+
+def test_samples_of_one_architecture_are_yielded_once():
+    class Nested(nn.ModelSpace):
+        def __init__(self) -> None:
+            super().__init__()
+            inner = nn.LayerChoice({"tanh": nn.Tanh(), "relu": nn.ReLU()}, label="inner")
+            self.outer = nn.LayerChoice({"plain": nn.Identity(), "inner": inner}, label="outer")
+
+    strategy = DARTS()
+    strategy.mutate_model(Nested())
+    set_alphas(strategy, [1.0, 0.0], [0.0, 3.0])
+    found = [(sample["outer"], sample["inner"]) for sample in strategy.ranked_samples()]
+    assert found == [("plain", "relu"), ("inner", "relu"), ("inner", "tanh")]
 
 
 def test_export_without_any_valid_sample(kit):
@@ -426,6 +529,202 @@ def test_export_without_any_valid_sample(kit):
     strategy.mutate_model(space)
     with pytest.raises(SampleError, match="no sample of positive weight"):
         strategy.best_sample()
+
+
+# --- validation --------------------------------------------------------------------------------------------------
+
+
+class Brightened(LightningModule):
+    """What it does with its batches is its own affair; logs the loss of each validation."""
+
+    def training_step(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        return F.cross_entropy(self.model(batch["x"] * 2 + 1), batch["y"])
+
+    def validation_step(self, batch: dict[str, torch.Tensor]) -> None:
+        loss = self.training_step(batch)
+        self.log("default", loss, on_epoch=True, batch_size=len(batch["y"]))
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.model.parameters(), lr=0.05)
+
+
+class Named(torch.utils.data.Dataset):
+    def __init__(self, data: Any) -> None:
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, i: int) -> dict[str, torch.Tensor]:
+        return dict(zip("xy", self.data[i], strict=True))
+
+
+class Around(L.Callback):
+    """Calls functions before a validation and after it."""
+
+    def __init__(self, start: Any = None, end: Any = None) -> None:
+        self.start, self.end = start, end
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.start:
+            self.start()
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.end:
+            self.end(trainer)
+
+
+@pytest.mark.parametrize("limit", [0, 2, None])
+def test_validation_scores_the_best_member_with_its_own_statistics(kit, limit):
+    torch.manual_seed(0)
+    space, strategy = kit.Net(dropout=0.5), DARTS(0.1, max_recalibration_batches=limit)
+    space.add_mutable(ExpressionConstraint((space.first.choice != "skip") & (space.second.choice != "conv3")))
+    strategy.mutate_model(space)
+    set_alphas(strategy, [-1.0, 0.0, 2.0], [2.0, 0.0, -1.0])  # both argmaxes are forbidden
+    train = seeded_loader(Named(kit.images(kit.train)), 4, shuffle=True)
+    val = seeded_loader(Named(kit.images(kit.val)), 4, shuffle=False)
+    expected, found = [], []
+
+    def by_hand() -> None:
+        best = strategy.best_sample()
+        assert best == {"layer_1": "conv1", "layer_2": "conv1"}
+        member = space.freeze(best).eval()
+        norms = [module for module in member.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+        assert len(norms) == 2
+        if limit != 0:
+            train.sampler.set_epoch(0)
+            batches = list(train)[:limit]
+            for norm in norms:
+                norm.train()
+                norm.reset_running_stats()
+                norm.momentum = None
+            for batch in batches:
+                member(batch["x"] * 2 + 1)
+            member.eval()
+        data = kit.images(kit.val).tensors
+        expected.append(float(F.cross_entropy(member(data[0] * 2 + 1), data[1])))
+
+    callbacks = [Around(by_hand, lambda trainer: found.append(float(trainer.callback_metrics["default"])))]
+    strategy.run(
+        space,
+        kit.evaluator(Brightened(), train_dataloaders=train, val_dataloaders=val, max_epochs=2, callbacks=callbacks),
+    )
+    assert found == pytest.approx(expected, rel=1e-5)
+    assert len(found) == 2
+
+
+@pytest.mark.parametrize(
+    "join", [lambda a, b: [a], lambda a, b: {"a": a, "b": b}, lambda a, b: CombinedLoader({"a": a, "b": b}, "min_size")]
+)
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # of the constructor of CombinedLoader
+def test_statistics_see_batches_of_several_loaders_as_training_does(kit, join):
+    forms: dict[bool, set[str]] = {True: set(), False: set()}
+
+    class Module(kit.Module):
+        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+            if any(p.requires_grad for p in self.model.parameters()):  # validation batches have one form only
+                forms[torch.is_grad_enabled()].add(f"{type(batch).__name__} of {len(batch)}")
+                batch = batch[0] if isinstance(batch, list) else batch["a"]
+            return super().training_step(batch, batch_idx)
+
+    loaders = [seeded_loader(kit.images(kit.train), size, shuffle=True) for size in (4, 8)]
+    module = Module()
+    DARTS().run(kit.Net(), kit.evaluator(module, train_dataloaders=join(*loaders), val_check_interval=2))
+    assert forms[True] == forms[False] != set()
+    assert len(module.seen["statistics"]) > 0
+
+
+def test_validation_runs_one_candidate_of_each_choice(kit):
+    space, strategy = kit.Net(), DARTS(0.1)
+    strategy.mutate_model(space)
+    ran = []
+    for block in (space.first, space.second):
+        for name in kit.costs:
+            block.candidate(name).register_forward_hook(lambda *_, name=name: ran.append(name))
+    counts = []
+    around = [Around(ran.clear, lambda _: counts.append(len(ran)))]
+    strategy.run(space, kit.evaluator(callbacks=around, limit_val_batches=1, max_epochs=1))
+    assert counts == [2 * (1 + 6)]  # one batch is scored, six give the statistics
+
+
+def test_validation_leaves_no_trace(kit):
+    class Noisy(kit.Module):
+        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+            return super().training_step([batch[0] + 0.1 * torch.randn(batch[0].shape), batch[1]], batch_idx)
+
+    def search(limit: int, **options: Any) -> tuple[dict[str, Any], Any]:
+        torch.manual_seed(0)
+        space, strategy = kit.Net(dropout=0.5), Watched(0.1, max_recalibration_batches=limit)
+        states: list[Any] = []
+
+        def note(*_: Any) -> None:
+            flags = [module.training for module in space.modules() if module is not space]
+            momenta = [m.momentum for m in space.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+            states.append((kit.snapshot(space), kit.snapshot(strategy.relaxation), torch.get_rng_state(), momenta))
+            assert set(flags) == {False}
+
+        module = Noisy()
+        before, after = Around(start=note), Around(end=note)
+        evaluator = kit.evaluator(module, max_epochs=2, callbacks=[before], **options)
+        strategy.run(space, evaluator, callbacks=[after])
+        for a, b in zip(states[::2], states[1::2], strict=True):
+            assert kit.equal(a[0], b[0])
+            assert kit.equal(a[1], b[1])
+            assert torch.equal(a[2], b[2])
+            assert a[3] == b[3]
+        assert strategy.relaxation.training
+        assert all(module.training for module in space.modules())
+        found = everything(kit, strategy, space)
+        set_alphas(strategy, [1.0, 0.0, 0.0], [0.0, 1.0, 0.0])
+        assert [strategy.relaxation.preferred(label) for label in ("layer_1", "layer_2")] == ["conv3", "conv1"]
+        set_alphas(strategy, [0.0, 0.0, 1.0], [0.0, 0.0, 1.0])
+        assert [strategy.relaxation.preferred(label) for label in ("layer_1", "layer_2")] == ["skip", "skip"]
+        return found, module
+
+    with_statistics, module = search(4)
+    assert len(module.seen["statistics"]) == 2 * 16
+    assert set(module.seen["statistics"]) <= set(kit.train)
+    without, other = search(0)
+    assert other.seen["statistics"] == []
+    assert kit.equal(with_statistics, without)
+    often, module = search(4, val_check_interval=2, num_sanity_val_steps=1)
+    assert len(module.seen["statistics"]) == (1 + 2 * 3) * 16
+    assert module.seen["weights"] == other.seen["weights"]
+    assert kit.equal(often, without)
+
+
+def test_checkpoints_of_a_validation_have_the_statistics_of_the_search(kit, tmp_path):
+    space, strategy = kit.Net(), DARTS(0.1)
+    states = []
+
+    class Middle(L.Callback):
+        def on_validation_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+            assert not kit.equal(states[-1], kit.snapshot(space))
+            trainer.save_checkpoint(tmp_path / "middle.ckpt")
+
+    around = Around(start=lambda: states.append(kit.snapshot(space)))
+    checkpoint = ModelCheckpoint(tmp_path, filename="end", monitor="default", save_on_train_epoch_end=False)
+    strategy.run(space, kit.evaluator(callbacks=[around]), callbacks=[Middle(), checkpoint])
+    for name in ("middle", "end"):
+        state = torch.load(tmp_path / f"{name}.ckpt", weights_only=True)["state_dict"]
+        assert kit.equal(state, {f"model.{key}": tensor for key, tensor in states[0].items()})
+
+
+def test_a_validation_that_fails_leaves_the_super_net_as_it_was(kit):
+    space, strategy = kit.Net(), DARTS(0.1)
+    states = []
+
+    class Module(kit.Module):
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            raise RuntimeError("broken")
+
+    around = Around(start=lambda: states.append(kit.snapshot(space)))
+    evaluator = kit.evaluator(Module(), callbacks=[around])
+    with pytest.raises(RuntimeError, match="broken"):
+        strategy.run(space, evaluator)
+    assert kit.equal(states[0], kit.snapshot(space))
+    assert strategy.relaxation.training
+    assert strategy.relaxation.mixture(strategy.relaxation.dimension("layer_1")).weights is not None
 
 
 class Expression(nn.ModelSpace):
@@ -453,6 +752,7 @@ def test_expressions_after_a_sanity_check(kit):
 
 def test_bad_arguments(kit):
     for kwargs, name in [
+        ({"max_recalibration_batches": -1}, "max_recalibration_batches is -1"),
         ({"arc_learning_rate": 0}, "arc_learning_rate is 0"),
         ({"warmup_epochs": -1}, "warmup_epochs is -1"),
         ({"log_prob_every_n_step": 0}, "log_prob_every_n_step is 0"),

@@ -20,9 +20,10 @@ from hwnas.evaluators import Classification, digits, evaluate_accuracy
 from hwnas.experiment import NasExperiment
 from hwnas.profilers.penalties import ExpectationProfilerPenalty, SampleProfilerPenalty
 from hwnas.profilers.profiler import Profiler
-from hwnas.space import ExpressionConstraint
+from hwnas.space import Categorical, ExpressionConstraint
 from hwnas.strategies import ENAS, ControllerLearning
-from hwnas.strategies.controller_training import ControllerTraining
+from hwnas.strategies.controller import Controller
+from hwnas.strategies.controller_training import ControllerTraining, preferred
 
 FEW = {"batches_per_update": 4, "hidden": 8, "candidates": 4}
 FAST = ControllerLearning(learning_rate=0.03)
@@ -258,6 +259,25 @@ def test_a_preferred_member_that_the_filter_refuses_is_replaced(kit):
     samples = members(kit, strategy, kit.Net())
     assert all(sample["layer_1"] == "skip" for sample in samples)
     assert all(sample["layer_1"] == "skip" for sample in strategy.ranked_samples())
+
+
+def test_in_place_of_a_preferred_member_comes_the_most_probable_one():
+    controller = Controller(Categorical(["a", "b", "c", "d"], weights=[0.5, 0.3, 0.15, 0.05], label="x"))
+    assert preferred(controller, lambda sample: True, 0) == {"x": "a"}
+    assert preferred(controller, lambda sample: sample["x"] != "a", 0) == {"x": "b"}
+
+
+def test_random_metrics_differ_from_update_to_update(kit):
+    drawn: list[float] = []
+
+    class Module(kit.Module):
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            drawn.append(float(torch.rand(())))
+            self.log("default", drawn[-1])
+
+    strategy = ENAS(**FEW, updates_per_epoch=2)
+    strategy.run(kit.Net(), kit.evaluator(Module(), limit_val_batches=0))
+    assert len(drawn) == len(set(drawn)) == 2 * 4
 
 
 def test_a_filter_that_accepts_nothing_is_refused_before_the_space_changes(kit):

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 
+import numpy as np
 import pytest
 
+from hwnas.cost import CostModel, Factor
 from hwnas.errors import BudgetError
-from hwnas.profilers.filters import RangeProfilerFilter
+from hwnas.profilers.filters import AllOf, RangeProfilerFilter
+from hwnas.profilers.profiler import Profiler
 from hwnas.space import Categorical, ExpressionConstraint, MutableList, Numerical
 from hwnas.strategies.architecture_key import active_labels, architecture_key
 from hwnas.strategies.feasible import FeasibleSampler
@@ -93,3 +96,31 @@ def test_keys():
     assert key == (("a", "1"), ("b", "2"))
     assert architecture_key(root, dimensions, sample | {"c": 2}) == key
     assert architecture_key(root, dimensions, sample | {"a": True}) == key  # equal to 1
+
+
+def test_draws_within_two_ranges_follow_priors(kit):
+    domain = {f"layer_{i}": list(kit.costs) for i in (1, 2)}
+    rare = CostModel(domain, [Factor(("layer_2",), np.array([0.0, 1.0, 1.0]))], unit="bytes")
+    loose, tight = RangeProfilerFilter(kit.profiler(), max=12), RangeProfilerFilter(Profiler(rare), min=0.5)
+    prior = dict(zip(kit.costs, WEIGHTS, strict=True))
+    mass = {
+        (a, b): prior[a] * prior[b] for a in prior for b in prior if kit.costs[a] + kit.costs[b] <= 11 and b != "conv3"
+    }
+    n = 3000
+    for filters in ([loose, tight], [tight, loose]):
+        sampler = FeasibleSampler(space(), AllOf(filters), seed=3)
+        counts = Counter(tuple(sampler.sample(i).values()) for i in range(n))
+        assert set(counts) == set(mass)
+        expected = {pair: n * p / sum(mass.values()) for pair, p in mass.items()}
+        # chi-square with 5 degrees of freedom: above 20.5 once in a thousand
+        assert sum((counts[pair] - e) ** 2 / e for pair, e in expected.items()) < 20.5
+        sample = sampler.sample(0)
+        assert sampler.cost(sample) == filters[0].profiler.profile(sample)
+
+
+def test_weights_take_the_place_of_priors(kit):
+    weights = {"layer_1": [0.0, 1.0, 0.0], "layer_2": [1.0, 1.0, 2.0]}
+    sampler = FeasibleSampler(space(), RangeProfilerFilter(kit.profiler(), max=10), weights=weights)
+    counts = Counter(tuple(sampler.sample(i).values()) for i in range(900))
+    assert set(counts) == {("conv1", "conv1"), ("conv1", "skip")}
+    assert counts["conv1", "skip"] == pytest.approx(600, abs=60)

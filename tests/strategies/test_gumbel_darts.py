@@ -284,6 +284,19 @@ def test_the_temperature_falls_over_the_epochs_and_is_logged(kit, form, expected
     assert [row["arch/temperature"] for row in records.rows] == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("hard", [False, True])
+def test_hard_samples_run_one_candidate_of_each_choice(kit, hard):
+    space, strategy = kit.Net(), GumbelDARTS(0.1, hard=hard)
+    strategy.mutate_model(space)
+    ran: list[str] = []
+    for block in (space.first, space.second):
+        for name in kit.costs:
+            block.candidate(name).register_forward_hook(lambda *_, name=name: ran.append(name))
+    strategy.run(space, kit.evaluator(limit_train_batches=1, limit_val_batches=0))
+    # The architecture needs the outputs of all, the weights in a hard step those of the drawn ones alone.
+    assert len(ran) == 2 * 3 + (2 if hard else 2 * 3)
+
+
 def test_the_default_temperature(kit):
     assert GumbelDARTS().temperature == LinearTemperatureScheduler(1.0, 0.33)
 

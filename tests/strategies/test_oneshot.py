@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,8 +12,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 import hwnas.nn as nn
 from hwnas.errors import TrainingError
 from hwnas.evaluators import FunctionalEvaluator
-from hwnas.space import Categorical
-from hwnas.strategies import DARTS, RandomOneShot, SubnetSearch
+from hwnas.space import Categorical, ExpressionConstraint
+from hwnas.strategies import DARTS, GumbelDARTS, OneShotCallback, Proxyless, RandomOneShot, SubnetSearch
 from hwnas.supernet import MixedLayer, is_supernet
 
 STRATEGIES = [DARTS, RandomOneShot]
@@ -186,3 +187,27 @@ def test_checkpoints_of_something_else(kit, tmp_path):
         TrainingError, match=r"over the labels \['layer_1', 'layer_2'\], this space has \['one', 'two'\]"
     ):
         DARTS().run(Renamed(), kit.evaluator(max_epochs=2), callbacks=[ModelCheckpoint(tmp_path)], ckpt_path=path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"), [(Proxyless, {"paths": 2}), (Proxyless, {"paths": None}), (GumbelDARTS, {"hard": True})]
+)
+@pytest.mark.parametrize("left", [[5.0, 0.0, 0.0], [-1e3, 0.0, 0.0]], ids=["drawn again", "given a member"])
+def test_what_is_drawn_meets_the_constraints(kit, kind, options, left):
+    space, strategy = kit.Net(), kind(**options)
+    first, second = space.first.choice, space.second.choice
+    space.add_mutable(ExpressionConstraint((first == "conv3") & (second != "conv3")))
+    strategy.mutate_model(space)
+    callback, trainer = OneShotCallback(strategy), SimpleNamespace(world_size=1, global_rank=0, global_step=0)
+    strategy.relaxation.requires_grad_(False)  # as in the step of the weights
+    with torch.no_grad():
+        strategy.relaxation.alphas[0].copy_(torch.tensor(left))
+    seconds = set()
+    for _ in range(40):
+        callback.resample(trainer, {})
+        drawn = [strategy.relaxation.mixture(choice).values for choice in (first, second)]
+        assert drawn[0] == ("conv3",)
+        assert len(drawn[1]) == 1
+        seconds |= set(drawn[1])
+        trainer.global_step += 1
+    assert seconds == {"conv1", "skip"}

@@ -38,7 +38,7 @@ def search(space: Any, **kwargs: Any) -> Any:
     scorer = None if metric is None else (lambda model, batches: metric(strategy.relaxation.sample))
     data = [(torch.randn(4, 1, 5, 5) + i, torch.tensor([0, 1, 2, 0])) for i in range(3)]
     made = SubnetSearch(metric=scorer, **kwargs)
-    return made.run(space, strategy.relaxation, train_batches=data, val_batches=data, filter=filter)
+    return made.run(space, train_batches=data, val_batches=data, filter=filter)
 
 
 TARGET = (3, 1, 0, 2, 2, 1, 3, 0)
