@@ -26,7 +26,10 @@ def search(
     ],
     strategy: Annotated[
         str,
-        typer.Option("--strategy", help="How the super-net is trained and searched: random-oneshot or darts."),
+        typer.Option(
+            "--strategy",
+            help="How the super-net is trained and searched: random-oneshot, darts, gumbel, proxyless or enas.",
+        ),
     ] = "random-oneshot",
     seed: Seed = 0,
     out: Annotated[

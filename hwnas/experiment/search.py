@@ -13,8 +13,6 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
-from hwnas.cost import CostModel
-from hwnas.errors import BudgetError
 from hwnas.experiment.checkpoints import WholeCheckpoints, existing_checkpoint
 from hwnas.experiment.narrator import Narrator, Silent
 from hwnas.experiment.result import ModelRow, SearchResult
@@ -24,25 +22,34 @@ from hwnas.experiment.task import Task
 from hwnas.experiment.training import EpochProgress, fresh_space, make_evaluator, train_member
 from hwnas.export import export_many, write_bundle
 from hwnas.profilers import (
-    ExpectationProfilerPenalty,
     FlopsProfiler,
     LatencyStore,
     Measurement,
     NumParamsProfiler,
     OnnxRuntimeLatencyProfiler,
     OrtTarget,
-    RangeProfilerFilter,
     Workload,
     measure,
 )
 from hwnas.space import Sample, sample_from_json, sample_to_json
-from hwnas.strategies import DARTS, OneShotStrategy, RandomOneShot, SubnetSearch
+from hwnas.strategies import (
+    DARTS,
+    ENAS,
+    Budget,
+    GumbelDARTS,
+    OneShotStrategy,
+    Proxyless,
+    RandomOneShot,
+    SubnetSearch,
+)
 
 # Two sessions on one machine differ by a few percent: what is chosen must fit with that much to spare, or it would
 # not when it is measured again.
 HEADROOM = 0.04
 # Training batches from which the statistics of a member are estimated before it is scored.
 RECALIBRATION_BATCHES = 6
+# A search takes hundreds of steps, not the tens of thousands for which the published rates are meant.
+ARC_LEARNING_RATE = 3e-3
 RANDOM_BASELINE_SEED = 77_000
 
 
@@ -136,7 +143,7 @@ class _Run:
         with self.stage("supernet", f"train the super-net on members within {limit:.3g} ms"):
             strategy = self._train_supernet(space, profiler, limit)
         with self.stage("search", "search on the super-net"):
-            ranked = self._rank(strategy, profiler, limit)
+            ranked = self._rank(strategy, profiler)
         with self.stage("choose", "measure and train the best members as a whole"):
             finalists = self._finalists(ranked, profiler)
             tried = [self._train(f"finalist{rank}", sample) for rank, sample in enumerate(finalists)]
@@ -207,24 +214,12 @@ class _Run:
         limit = budget * (1 - HEADROOM)
         if low > limit:
             limit = budget  # so near the minimum there is nothing to spare
-        RangeProfilerFilter(profiler, max=limit)
+        profiler.cost_model.sample_within(high=limit)  # raises when there is no member
         return limit
 
     def _train_supernet(self, space: Any, profiler: OnnxRuntimeLatencyProfiler, limit: float) -> OneShotStrategy:
         settings = self.settings
-        strategy: OneShotStrategy
-        if settings.strategy == "darts":
-            penalty = ExpectationProfilerPenalty(profiler, baseline=limit, scale=2.0, nonlinear="positive")
-            strategy = DARTS(penalty=penalty, arc_learning_rate=3e-3, seed=settings.seed)
-        else:
-            search = SubnetSearch(
-                evaluations=settings.evaluations,
-                max_recalibration_batches=RECALIBRATION_BATCHES,
-                seed=settings.seed,
-                on_evaluation=lambda _, done, total: self.narrator.progress("score", done, total),
-            )
-            within = RangeProfilerFilter(profiler, max=limit)
-            strategy = RandomOneShot(filter=within, search=search, seed=settings.seed)
+        strategy = self._strategy(Budget({"latency_ms": limit}, profiler))
         checkpoints = self.folder.path / "supernet"
         last = checkpoints / "last.ckpt"
         # Without a metric to watch the one that is kept is the latest: one file, replaced after every epoch.
@@ -240,15 +235,43 @@ class _Run:
         )
         return strategy
 
-    def _rank(self, strategy: OneShotStrategy, profiler: OnnxRuntimeLatencyProfiler, limit: float) -> list[Sample]:
-        """Return members within the limit, the most promising first."""
+    def _strategy(self, budget: Budget) -> OneShotStrategy:
+        settings = self.settings
+
+        def scored(_: object, done: int, total: int) -> None:
+            self.narrator.progress("score", done, total)
+
+        differentiable = {"darts": DARTS, "gumbel": GumbelDARTS, "proxyless": Proxyless}
+        if settings.strategy in differentiable:
+            return differentiable[settings.strategy](ARC_LEARNING_RATE, budget=budget, seed=settings.seed)
+        if settings.strategy == "enas":
+            enas = ENAS(
+                budget=budget,
+                candidates=settings.evaluations,
+                max_recalibration_batches=RECALIBRATION_BATCHES,
+                seed=settings.seed,
+            )
+            enas.search.on_evaluation = scored
+            return enas
+        search = SubnetSearch(
+            evaluations=settings.evaluations,
+            max_recalibration_batches=RECALIBRATION_BATCHES,
+            seed=settings.seed,
+            on_evaluation=scored,
+        )
+        return RandomOneShot(budget=budget, search=search, seed=settings.seed)
+
+    def _rank(self, strategy: OneShotStrategy, profiler: OnnxRuntimeLatencyProfiler) -> list[Sample]:
+        """Return members that are predicted within the limit, the most promising first."""
         if self.folder.has("ranking.json"):
             space = strategy.supernet
             return [sample_from_json(entry["sample"], space) for entry in self.folder.load("ranking.json")]
+        scored: list[tuple[Sample, float | None]]
         if isinstance(strategy, RandomOneShot):
-            scored: list[tuple[Sample, float | None]] = [(m.sample, m.score) for m in strategy.ranking()]
+            scored = [(member.sample, member.score) for member in strategy.ranking()]
         else:
-            scored = _most_probable(strategy, profiler.cost_model, limit, self.settings.evaluations)
+            ranked = itertools.islice(strategy.ranked_samples(), self.settings.evaluations)
+            scored = [(sample, None) for sample in ranked]
         self.folder.save(
             "ranking.json",
             [
@@ -260,31 +283,13 @@ class _Run:
 
     def _finalists(self, ranked: list[Sample], profiler: OnnxRuntimeLatencyProfiler) -> list[Sample]:
         """Return the first members of the ranking that meet the budget when they are measured as a whole."""
-        limit = self.settings.max_latency_ms * (1 - HEADROOM / 2)
+
+        def told(passed: int, total: int) -> None:
+            self.narrator.say(f"{passed} of {total} best-scored members are measured within the budget")
+
         size = self.settings.finalists
-        passed: list[Sample] = []
-        measured: list[tuple[float, Sample]] = []
-        for start in range(0, len(ranked), size):
-            group = ranked[start : start + size]
-            for sample, found in zip(group, profiler.measure(group), strict=True):
-                measured.append((found.latency_ms, sample))
-                if found.latency_ms <= limit:
-                    passed.append(sample)
-            self.narrator.say(
-                f"{len(passed)} of the {len(measured)} best-scored members are measured within the budget"
-            )
-            if len(passed) >= (size + 1) // 2:
-                return passed[:size]
-        if passed:
-            return passed
-        nearest, sample = min(measured, key=lambda entry: entry[0])
-        if nearest > self.settings.max_latency_ms:
-            raise BudgetError(
-                f"members are predicted within {self.settings.max_latency_ms} ms, but the fastest that was measured as "
-                f"a whole takes {nearest:.3f} ms. Raise the budget a little, or measure longer with --profile-seconds",
-                nearest=nearest,
-            )
-        return [sample]
+        budget = Budget({"latency_ms": self.settings.max_latency_ms}, profiler)
+        return list(itertools.islice(budget.measured(ranked, group=size, on_group=told), size))
 
     def _baselines(self, profiler: OnnxRuntimeLatencyProfiler, limit: float) -> dict[str, Sample]:
         """Return what the choice is compared with."""
@@ -334,20 +339,3 @@ class _Run:
             self.task.example(self.settings.batch_size),
         )
         return FlopsProfiler(space, example), NumParamsProfiler(space, example)
-
-
-def _most_probable(
-    strategy: OneShotStrategy, costs: CostModel, limit: float, n: int
-) -> list[tuple[Sample, float | None]]:
-    """Return members within the limit, the most probable under the architecture parameters first.
-
-    The penalty holds the expected cost near the limit, so members within it are among the first. Should none be, they
-    are drawn inside the limit from the learnt distribution.
-    """
-    within = (sample for sample in strategy.ranked_samples() if float(costs.evaluate(sample)) <= limit)
-    found = list(itertools.islice(within, n))
-    if not found:
-        learnt = {label: strategy.relaxation.probabilities(label) for label in costs.labels}
-        weights = {label: p.detach().double().tolist() for label, p in learnt.items() if p is not None}
-        found = costs.sample_within(high=limit, n=n, seed=strategy.seed, weights=weights)
-    return [(sample, None) for sample in found]

@@ -7,7 +7,7 @@ from typing import Any
 
 from hwnas.errors import HwnasError
 
-STRATEGIES = ("random-oneshot", "darts")
+STRATEGIES = ("random-oneshot", "darts", "gumbel", "proxyless", "enas")
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class SearchSettings:
     ----------
     max_latency_ms : float
         The budget for one run of the exported model, in milliseconds.
-    strategy : {"random-oneshot", "darts"}, default "random-oneshot"
+    strategy : {"random-oneshot", "darts", "gumbel", "proxyless", "enas"}, default "random-oneshot"
         How the super-net is trained and searched.
     seed : int, default 0
         Of everything random.
