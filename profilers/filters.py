@@ -98,6 +98,12 @@ class AllOf:
         return f"AllOf({', '.join(map(repr, self.filters))})"
 
 
+def ranges_in(filter: Callable[[Sample], bool] | None) -> tuple[RangeProfilerFilter, ...]:
+    """Return the ranges of which a filter consists, besides whatever else it does."""
+    parts = filter.filters if isinstance(filter, AllOf) else (filter,)
+    return tuple(part for part in parts if isinstance(part, RangeProfilerFilter))
+
+
 def as_filter(filter: ProfilerFilter | Mapping[str, Any]) -> ProfilerFilter:
     """Make a filter of the dictionary form, ``{"profiler": …, "min": …, "max": …}``.
 

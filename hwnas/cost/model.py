@@ -119,6 +119,11 @@ class CostModel:
                 )
 
     @property
+    def constant(self) -> float:
+        """What no choice changes, in the unit of the cost."""
+        return self._offset
+
+    @property
     def labels(self) -> tuple[str, ...]:
         """All labels of the domain, in order."""
         return self.domain.labels

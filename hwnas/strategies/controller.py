@@ -12,10 +12,12 @@ from torch import Tensor, nn
 
 from hwnas.errors import BudgetError
 from hwnas.evaluators.seeding import isolated_seed
+from hwnas.profilers.filters import RangeProfilerFilter
 from hwnas.profilers.profiler import MAX_SUBSETS
 from hwnas.space import CategoricalMultiple, LabeledMutable, Mutable, Sample
 from hwnas.space.sampling import fresh
 from hwnas.space.walk import Partial, Structure
+from hwnas.strategies.reachable import limits_of
 from hwnas.supernet.relaxation import number_of_values
 
 MAX_TRIES = 10_000
@@ -33,7 +35,7 @@ class Decisions:
     choices : Tensor of int, shape (samples, labels)
         Positions in the lists of values.
     allowed : sequence of Tensor of bool, shape (samples, values), or None
-        For each label what the constraints leave, given the labels before it; None for everything.
+        For each label what constraints and ranges leave, given the labels before it; None for everything.
     """
 
     choices: Tensor
@@ -49,8 +51,8 @@ class Controller(nn.Module):
     before any update the controller draws what the weights of the labels say. Values of probability 0 are never
     drawn.
 
-    Values that violate a constraint whatever the later labels are get probability 0. Where labels that have been
-    decided leave no value to a later one, the whole sample is drawn again.
+    Values that violate a constraint, or lead out of a range of costs, whatever the later labels are get probability 0.
+    Where labels that have been decided leave no value to a later one, the whole sample is drawn again.
 
     It is small and stays on the CPU, wherever the super-net is.
 
@@ -60,6 +62,8 @@ class Controller(nn.Module):
         All of whose dimensions are choices among listed values.
     hidden : int
         Width of the LSTM.
+    ranges : sequence of RangeProfilerFilter
+        Within which samples are drawn.
     seed : int
         Of the initial parameters.
 
@@ -81,7 +85,9 @@ class Controller(nn.Module):
     Pham et al.: Efficient Neural Architecture Search via Parameter Sharing, ICML 2018, section 2.2.
     """
 
-    def __init__(self, space: Mutable, *, hidden: int = 64, seed: int = 0) -> None:
+    def __init__(
+        self, space: Mutable, *, hidden: int = 64, ranges: Sequence[RangeProfilerFilter] = (), seed: int = 0
+    ) -> None:
         super().__init__()
         self.structure = space.structure()
         self._constrained = _labels_of_constraints(self.structure)
@@ -104,6 +110,7 @@ class Controller(nn.Module):
                 nn.init.zeros_(head.bias)
                 self.heads.append(head)
                 self.embeddings.append(nn.Parameter(0.1 * torch.randn(len(items), hidden)))
+        self._limits = [limit for within in ranges for limit in limits_of(within, self.values)]
 
     # -- probabilities ---------------------------------------------------------------------------------------
 
@@ -232,6 +239,12 @@ class Controller(nn.Module):
         return embedded
 
     def _allowed(self, position: int, choices: Tensor) -> Tensor | None:
+        """Tell which values of a label do not leave the space or a range for certain, given the labels before it."""
+        masks = [self._valid(position, choices), *(limit.reachable(position, choices) for limit in self._limits)]
+        present = [mask for mask in masks if mask is not None]
+        return torch.stack(present).all(0) if present else None
+
+    def _valid(self, position: int, choices: Tensor) -> Tensor | None:
         """Tell which values of a label do not violate a constraint for certain, given the labels before it."""
         label, values = list(self.values.items())[position]
         if label not in self._constrained:

@@ -13,6 +13,7 @@ from torch import nn
 
 from hwnas.export.mode import evaluation_mode
 from hwnas.nn import ModelSpace
+from hwnas.profilers.filters import ranges_in
 from hwnas.profilers.penalties import SampleProfilerPenalty
 from hwnas.profilers.profiler import Profiler
 from hwnas.space import Sample
@@ -62,8 +63,8 @@ class ENAS(RandomOneShot):
         Joined with the metric; a mapping holds its arguments. Its `scale` is negative to punish cost with
         ``mode="max"``, positive with ``mode="min"``; see `Reward`.
     filter : ProfilerFilter, callable or mapping, optional
-        Which samples are trained, scored and returned. What the controller draws besides is refused, so a filter that
-        hardly any sample passes is slow; use a penalty then.
+        Which samples are trained, scored and returned. The controller decides within the range of a
+        `RangeProfilerFilter`; what another filter rejects is drawn again, so one that hardly any sample passes is slow.
     budget : Budget or mapping of str to float, optional
         Upper limits such as ``{"latency_ms": 3.0}``, of what is trained, scored and returned; see `Budget`. What has
         been said of the filter holds for it too.
@@ -180,7 +181,7 @@ class ENAS(RandomOneShot):
             if self.penalty is not None:
                 cost_labels(self.penalty.profiler.cost_model, space.simplify(), "penalty")
         super().mutate_model(space)
-        self._controller = Controller(space, hidden=self.hidden, seed=self.seed)
+        self._controller = Controller(space, hidden=self.hidden, ranges=ranges_in(self.feasible()), seed=self.seed)
         return space
 
     def callback(self) -> L.Callback:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from hwnas.errors import BudgetError
-from hwnas.profilers.filters import AllOf, ProfilerFilter, RangeProfilerFilter, as_filter
+from hwnas.profilers.filters import AllOf, ProfilerFilter, RangeProfilerFilter, as_filter, ranges_in
 from hwnas.space import Mutable, Sample
 from hwnas.space.sampling import fresh
 from hwnas.strategies.cost_labels import cost_labels
@@ -71,7 +71,7 @@ class FeasibleSampler:
             cost_labels(part.profiler.cost_model, self.dimensions, "filter")
         self._profilers = [part.profiler for part in profiled]
         self._weights = dict(weights or {})
-        self._range = self._most_accepted([part for part in profiled if isinstance(part, RangeProfilerFilter)])
+        self._range = self._most_accepted(ranges_in(self.filter))
 
     def sample(self, number: int) -> Sample:
         """Return the sample of a number, a new dictionary.

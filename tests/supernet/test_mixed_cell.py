@@ -241,7 +241,6 @@ def expectation(space: nn.ModelSpace, relaxation: Softmax, x: list[Tensor]) -> A
         {"candidates": [linear], "nodes": 4, "num_predecessors": 1},
         {"candidates": FACTORIES, "preprocessor": Choosing()},
     ],
-    ids=str,
 )
 def test_a_mixture_of_linear_operations_is_the_expectation(options: dict[str, Any]) -> None:
     space, relaxation = made(Net(**options), Softmax)
