@@ -57,9 +57,9 @@ class DARTS(BudgetedOneShot):
     penalty : ExpectationProfilerPenalty or mapping, optional
         Joined with the loss in the architecture step; a mapping holds its arguments.
     budget : Budget or mapping of str to float, optional
-        Upper limits such as ``{"latency_ms": 3.0}``; see `Budget`. Multipliers make the expected costs meet them, see
+        Upper limits such as ``{"latency_ms": 3.0}``; see `Budget`. Multipliers make costs meet them, see
         `DualAscent`, and only members within them are returned. Loggers receive ``budget/<name>/multiplier`` and
-        ``budget/<name>/expected``.
+        ``budget/<name>/charged``.
     profilers : Profiler or sequence of Profiler, optional
         Of the costs that the budget names.
     dual_learning_rate : float, optional

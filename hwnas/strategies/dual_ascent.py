@@ -15,9 +15,17 @@ from hwnas.strategies.cost_labels import cost_labels
 DAMPING = 3.0
 """What a relative excess of 1 adds to a multiplier, relative to its size, for as long as it lasts."""
 
+SHARPNESS = 5.0
+"""The power of the probabilities to which a cost is charged."""
+
 
 class DualAscent:
     """The multipliers of a budget: what exceeding a limit costs in the loss of the architecture.
+
+    What is returned in the end is what the distribution prefers, and that can cost far more or less than the average
+    while the distribution is still broad. So the cost is charged to a sharper one, whose probabilities are proportional
+    to the power `sharpness` of the probabilities of each label. Held at the limit by the average itself, a search under
+    a tight budget ends at members that cost half of it; `docs/digits_nb.md` has figures.
 
     With the relative excess ``g = E[cost] / limit - 1`` of each limit, in which no unit is left, and the step
     ``s = (1 + multiplier) * g``, the loss of the architecture is ::
@@ -25,12 +33,13 @@ class DualAscent:
         loss + sum of max(0, multiplier + DAMPING * s) * g
 
     whose first factor counts as a constant. After each step ``multiplier = max(0, multiplier + learning_rate * s)``. It
-    comes to rest only where the expected cost is the limit, or at 0 with the cost below; there it is the price of the
-    limit, the loss that a relative increase of the limit would save. `DAMPING` changes nothing about that, but without
-    it the two circle around that point. Steps in proportion to the multiplier find it also where losses are large.
+    comes to rest only where the expected cost is the limit, or at 0 with the cost below. With a sharpness of 1 it is
+    the price of the limit there, the loss that a relative increase of the limit would save. `DAMPING` changes nothing
+    about that, but without it the two circle around that point. Steps in proportion to the multiplier find it also
+    where losses are large.
 
-    The expected cost is that of a distribution. What the distribution prefers may cost more, or much less, so the
-    budget of what a strategy returns is not left to this.
+    Also what the sharper distribution prefers may cost more than the limit, so the budget of what a strategy returns is
+    not left to this.
 
     Parameters
     ----------
@@ -40,6 +49,8 @@ class DualAscent:
         Those of the space.
     learning_rate : float
         Of the multipliers.
+    sharpness : float
+        At least 1, which leaves the distribution as it is.
 
     Attributes
     ----------
@@ -58,9 +69,19 @@ class DualAscent:
     Stooke, Achiam, Abbeel: Responsive Safety in Reinforcement Learning by PID Lagrangian Methods, ICML 2020.
     """
 
-    def __init__(self, budget: Budget, dimensions: Mapping[str, Dimension], *, learning_rate: float) -> None:
+    def __init__(
+        self,
+        budget: Budget,
+        dimensions: Mapping[str, Dimension],
+        *,
+        learning_rate: float,
+        sharpness: float = SHARPNESS,
+    ) -> None:
+        if not sharpness >= 1:
+            raise ValueError(f"DualAscent: sharpness is {sharpness}; expected at least 1")
         self.limits = [(name, budget.profilers[name], limit) for name, limit in budget.limits.items()]
         self.learning_rate = learning_rate
+        self.sharpness = sharpness
         labels = [cost_labels(p.cost_model, dimensions, f"budget {name}") for name, p, _ in self.limits]
         self.labels = list(dict.fromkeys(label for some in labels for label in some))
         self.multipliers = [0.0] * len(self.limits)
@@ -79,7 +100,8 @@ class DualAscent:
         Tensor, shape ()
             Differentiable with respect to the distributions.
         """
-        costs = [profiler.expectation(probabilities) for _, profiler, _ in self.limits]
+        sharper = {label: self._sharpened(p) for label, p in probabilities.items()}
+        costs = [profiler.expectation(sharper) for _, profiler, _ in self.limits]
         self._expected = [float(cost.detach()) for cost in costs]
         terms = [
             max(0.0, multiplier + DAMPING * step) * (cost / limit - 1)
@@ -100,8 +122,12 @@ class DualAscent:
         """Return for each limit its multiplier, and the expected cost in its unit; nothing before the first call."""
         found: dict[str, float] = {}
         for (name, _, _), multiplier, expected in zip(self.limits, self.multipliers, self._expected, strict=False):
-            found |= {f"budget/{name}/multiplier": multiplier, f"budget/{name}/expected": expected}
+            found |= {f"budget/{name}/multiplier": multiplier, f"budget/{name}/charged": expected}
         return found
+
+    def _sharpened(self, probabilities: Tensor) -> Tensor:
+        # A probability of exactly 0 has no logarithm.
+        return torch.softmax(self.sharpness * probabilities.clamp_min(torch.finfo(probabilities.dtype).tiny).log(), 0)
 
     def _steps(self) -> list[float]:
         return [

@@ -318,7 +318,7 @@ class Records(L.pytorch.loggers.logger.Logger):
 
 
 @pytest.mark.parametrize("strategy_type", DIFFERENTIABLE)
-def test_the_expected_cost_comes_to_the_limit_where_the_loss_wants_all(kit, strategy_type):
+def test_the_charged_cost_comes_to_the_limit_where_the_loss_wants_all(kit, strategy_type):
     records = Records()
     strategy = strategy_type(
         0.1, budget={"macs": 8.0}, profilers=kit.profiler(), arc_weight_decay=0.0, log_prob_every_n_step=1
@@ -326,14 +326,12 @@ def test_the_expected_cost_comes_to_the_limit_where_the_loss_wants_all(kit, stra
     evaluator = kit.evaluator(Wants(), logger=records, max_epochs=50, limit_val_batches=0)
     strategy.run(Greedy(), evaluator)
     assert len(records.rows) == 300
-    expected = [row["budget/macs/expected"] for row in records.rows]
+    charged = [row["budget/macs/charged"] for row in records.rows]
     multipliers = [row["budget/macs/multiplier"] for row in records.rows]
     assert multipliers[0] == 0
-    assert max(expected[:10]) > 8  # it starts above the limit
-    assert np.mean(expected[-60:]) == pytest.approx(8.0, rel=0.05)
-    # A unit of cost is worth 0.1 to the loss, so the limit is worth 0.8. Noise of the draws is left.
-    assert np.mean(multipliers[-60:]) == pytest.approx(0.8, rel=0.25)
-    for a, b, cost in zip(multipliers, multipliers[1:], expected, strict=False):
+    assert max(charged[:10]) > 8  # it starts above the limit
+    assert np.mean(charged[-60:]) == pytest.approx(8.0, rel=0.05)
+    for a, b, cost in zip(multipliers, multipliers[1:], charged, strict=False):
         assert b == pytest.approx(max(0.0, a + 0.5 * (1 + a) * (cost / 8 - 1)), abs=1e-6)
     assert strategy.best_sample() in within(kit, 8)
 
