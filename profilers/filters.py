@@ -98,10 +98,16 @@ class AllOf:
         return f"AllOf({', '.join(map(repr, self.filters))})"
 
 
+def parts_of(filter: Callable[[Sample], bool] | None) -> tuple[Callable[[Sample], bool], ...]:
+    """Return the filters that all have to accept; none where there is no filter."""
+    if isinstance(filter, AllOf):
+        return filter.filters
+    return () if filter is None else (filter,)
+
+
 def ranges_in(filter: Callable[[Sample], bool] | None) -> tuple[RangeProfilerFilter, ...]:
     """Return the ranges of which a filter consists, besides whatever else it does."""
-    parts = filter.filters if isinstance(filter, AllOf) else (filter,)
-    return tuple(part for part in parts if isinstance(part, RangeProfilerFilter))
+    return tuple(part for part in parts_of(filter) if isinstance(part, RangeProfilerFilter))
 
 
 def as_filter(filter: ProfilerFilter | Mapping[str, Any]) -> ProfilerFilter:

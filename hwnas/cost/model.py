@@ -128,6 +128,11 @@ class CostModel:
         """All labels of the domain, in order."""
         return self.domain.labels
 
+    @property
+    def factor_labels(self) -> tuple[str, ...]:
+        """The labels on which the cost depends, in the order in which factors name them."""
+        return tuple(dict.fromkeys(label for factor in self.factors for label in factor.labels))
+
     # -- one or many architectures -------------------------------------------------------------------------
 
     def indices(self, samples: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> npt.NDArray[np.intp]:

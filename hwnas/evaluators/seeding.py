@@ -21,11 +21,18 @@ def isolated_seed(seed: int) -> Iterator[None]:
     seed : int
         At least 0.
     """
-    python_state, numpy_state = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+    with kept_random_states():
         seed_torch(seed)
         random.seed(seed)
         np.random.seed(seed % 2**32)
+        yield
+
+
+@contextmanager
+def kept_random_states() -> Iterator[None]:
+    """Leave the global generators of PyTorch, NumPy and Python as they were before the block."""
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         try:
             yield
         finally:

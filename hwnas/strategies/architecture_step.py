@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
@@ -19,8 +18,9 @@ from hwnas.strategies.batches import CyclingBatches, single_loader
 from hwnas.strategies.best_member import best_member
 from hwnas.strategies.cost_labels import cost_labels
 from hwnas.strategies.dual_ascent import DualAscent
+from hwnas.strategies.gradients import Gradients
 from hwnas.strategies.oneshot import OneShotCallback, OneShotStrategy
-from hwnas.strategies.ranks import Gradients, mean_gradients
+from hwnas.strategies.ranks import mean_gradients
 from hwnas.strategies.search_reading import distribution_record, label_probabilities
 from hwnas.supernet import kept_statistics
 
@@ -128,12 +128,7 @@ class ArchitectureStep(OneShotCallback):
         self.relaxation.train()
         # Loading puts the moments where the parameters are.
         self.optimizer.load_state_dict(self.optimizer.state_dict())
-        if trainer.max_epochs is not None and 0 <= trainer.max_epochs <= self.warmup_epochs:
-            warnings.warn(
-                f"warmup_epochs is {self.warmup_epochs} and max_epochs {trainer.max_epochs}: the "
-                "architecture is never trained",
-                stacklevel=2,
-            )
+        self.warn_if_only_warmup(trainer, self.warmup_epochs, "the architecture")
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int

@@ -177,12 +177,7 @@ class ControllerTraining(OneShotCallback):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Follow the model to its device; the controller stays on the CPU."""
         super().on_fit_start(trainer, pl_module)
-        if trainer.max_epochs is not None and 0 <= trainer.max_epochs <= self.warmup_epochs:
-            warnings.warn(
-                f"warmup_epochs is {self.warmup_epochs} and max_epochs {trainer.max_epochs}: the controller is never "
-                "trained",
-                stacklevel=2,
-            )
+        self.warn_if_only_warmup(trainer, self.warmup_epochs, "the controller")
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int

@@ -25,7 +25,7 @@ def cost_labels(cost_model: CostModel, dimensions: Mapping[str, Dimension], role
     ValueError
         When the cost depends on a label that the space lacks, or knows other values of it.
     """
-    labels = list(dict.fromkeys(label for factor in cost_model.factors for label in factor.labels))
+    labels = list(cost_model.factor_labels)
     for label in labels:
         if label not in dimensions:
             raise ValueError(

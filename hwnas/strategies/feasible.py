@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from hwnas.errors import BudgetError
-from hwnas.profilers.filters import AllOf, ProfilerFilter, RangeProfilerFilter, as_filter, ranges_in
+from hwnas.profilers.filters import ProfilerFilter, RangeProfilerFilter, as_filter, parts_of, ranges_in
 from hwnas.space import Mutable, Sample
 from hwnas.space.sampling import fresh
 from hwnas.strategies.cost_labels import cost_labels
@@ -65,8 +65,7 @@ class FeasibleSampler:
         self._structure = space.structure()
         self.dimensions = self._structure.dimensions
         self._block: tuple[int, list[Sample]] | None = None
-        parts = self.filter.filters if isinstance(self.filter, AllOf) else (self.filter,)
-        profiled = [part for part in parts if isinstance(part, ProfilerFilter)]
+        profiled = [part for part in parts_of(self.filter) if isinstance(part, ProfilerFilter)]
         for part in profiled:
             cost_labels(part.profiler.cost_model, self.dimensions, "filter")
         self._profilers = [part.profiler for part in profiled]

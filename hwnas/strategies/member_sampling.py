@@ -11,7 +11,7 @@ import numpy as np
 
 from hwnas.cost import CostModel
 from hwnas.errors import BudgetError
-from hwnas.profilers.filters import AllOf, ProfilerFilter, RangeProfilerFilter
+from hwnas.profilers.filters import ProfilerFilter, parts_of, ranges_in
 from hwnas.profilers.profiler import Profiler
 from hwnas.space import Sample
 from hwnas.space.sampling import fresh
@@ -237,8 +237,7 @@ class SandwichSampling(MemberSampling):
 
 def _profiler_of(filter: Filter | None) -> Profiler | None:
     """Return the profiler of a filter, the first of several."""
-    parts = filter.filters if isinstance(filter, AllOf) else (filter,)
-    return next((part.profiler for part in parts if isinstance(part, ProfilerFilter)), None)
+    return next((part.profiler for part in parts_of(filter) if isinstance(part, ProfilerFilter)), None)
 
 
 def _extreme(sampler: FeasibleSampler, profiler: Profiler, seed: int, *, largest: bool) -> Sample:
@@ -271,8 +270,7 @@ def _drawn_extreme(
     """
     farthest = max if largest else min
     best = farthest(map(sampler.sample, range(_DRAWS)), key=model.evaluate)
-    parts = sampler.filter.filters if isinstance(sampler.filter, AllOf) else (sampler.filter,)
-    ranges = [part for part in parts if isinstance(part, RangeProfilerFilter) and part.profiler.cost_model is model]
+    ranges = [part for part in ranges_in(sampler.filter) if part.profiler.cost_model is model]
     low = max((part.min for part in ranges if part.min is not None), default=None)
     high = min((part.max for part in ranges if part.max is not None), default=None)
     enough = _TOLERANCE * (model.maximum().cost - model.minimum().cost)

@@ -14,6 +14,7 @@ from hwnas.errors import UnsupportedError
 from hwnas.space import Sample
 from hwnas.space.sampling import fresh
 from hwnas.strategies.architecture_step import training_loss
+from hwnas.strategies.gradients import added
 from hwnas.strategies.member_sampling import StepMembers
 from hwnas.strategies.oneshot import OneShotCallback, OneShotStrategy
 from hwnas.strategies.ranks import check_agreement, mean_gradients
@@ -149,20 +150,16 @@ class _OwnGradients:
         """Add the gradients of a loss."""
         more = torch.autograd.grad(loss, _trained(pl_module), allow_unused=True)
         before = self._sums or [None] * len(more)
-        self._sums = [_sum(one, other) for one, other in zip(before, more, strict=True)]
+        self._sums = [added(one, other) for one, other in zip(before, more, strict=True)]
 
     def hand_over(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Add the average over all processes to the gradients of the parameters."""
         parameters = _trained(pl_module)
         mean = mean_gradients(trainer, parameters, self._sums or [None] * len(parameters))
         for parameter, more in zip(parameters, mean, strict=True):
-            parameter.grad = _sum(parameter.grad, more)
+            parameter.grad = added(parameter.grad, more)
         self._sums = []
 
 
 def _trained(pl_module: L.LightningModule) -> list[Tensor]:
     return [parameter for parameter in pl_module.parameters() if parameter.requires_grad]
-
-
-def _sum(one: Tensor | None, other: Tensor | None) -> Tensor | None:
-    return one if other is None else other if one is None else one + other

@@ -9,10 +9,13 @@ from collections.abc import Iterator
 from hwnas.errors import BudgetError
 from hwnas.space import Mutable, Sample
 from hwnas.strategies.feasible import FeasibleSampler, Filter
-from hwnas.supernet.most_probable import Options, most_probable, most_probable_members
-
-MAX_COMBINATIONS = 10_000
-"""Most probable combinations that are checked against the filter."""
+from hwnas.supernet.most_probable import (
+    MAX_COMBINATIONS,
+    Options,
+    log_probability,
+    most_probable,
+    most_probable_members,
+)
 
 DRAWS = 256
 """Members that are drawn from each power of the distribution when none of those passes."""
@@ -63,12 +66,8 @@ def most_probable_within(
             found = True
             yield sample
     if not found:
-        scores = {label: {repr(value): score for value, score in ranked} for label, ranked in options.items()}
-
-        def score(sample: Sample) -> float:
-            return math.fsum(scores[label].get(repr(value), -math.inf) for label, value in sample.items())
-
-        yield from sorted(_drawn(sampler, options, filter, seed), key=score, reverse=True)
+        drawn = _drawn(sampler, options, filter, seed)
+        yield from sorted(drawn, key=lambda sample: log_probability(options, sample), reverse=True)
 
 
 def _drawn(sampler: FeasibleSampler, options: Options, filter: Filter, seed: int) -> list[Sample]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -275,6 +276,8 @@ class OneShotCallback(L.Callback):
     def __init__(self, strategy: OneShotStrategy) -> None:
         self.strategy = strategy
         self.relaxation = strategy.relaxation
+        structure = strategy.supernet.structure()
+        self._constrained = structure if structure.constraints() else None
 
     @property
     def state_key(self) -> str:
@@ -305,11 +308,10 @@ class OneShotCallback(L.Callback):
         What it draws meets the constraints of the space: it draws again until that is so, and after `MAX_DRAWS` in vain
         it is given a random member of the space.
         """
-        structure = self.strategy.supernet.structure()
         decided = self.relaxation.resample(memo)
-        if decided and structure.constraints():
+        if decided and self._constrained is not None:
             draws = 1
-            while structure.verdict({**memo, **decided}) is not True:
+            while self._constrained.verdict({**memo, **decided}) is not True:
                 if draws < MAX_DRAWS:
                     decided = self.relaxation.resample(memo)
                 else:
@@ -318,6 +320,14 @@ class OneShotCallback(L.Callback):
                     self.relaxation.resample(decided)
                 draws += 1
         check_agreement(trainer, "what is drawn", {**memo, **decided})
+
+    def warn_if_only_warmup(self, trainer: L.Trainer, warmup_epochs: int, what: str) -> None:
+        """Say so when training ends before the warm-up does."""
+        if trainer.max_epochs is not None and 0 <= trainer.max_epochs <= warmup_epochs:
+            warnings.warn(
+                f"warmup_epochs is {warmup_epochs} and max_epochs {trainer.max_epochs}: {what} is never trained",
+                stacklevel=3,
+            )
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Come back to the CPU, as the model does."""

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from hwnas.errors import TrainingError
 from hwnas.evaluators import Lightning
-
-Gradients = Sequence[Tensor | None]
+from hwnas.strategies.gradients import Gradients
 
 
 def check_launcher(evaluator: Lightning) -> None:

@@ -195,8 +195,7 @@ def _expected(strategy: OneShotStrategy, profiler: Profiler, draws: Sequence[Sam
     model = profiler.cost_model
     if draws:
         return float(model.evaluate(draws).mean())
-    labels = dict.fromkeys(label for factor in model.factors for label in factor.labels)
-    probabilities = {label: strategy.relaxation.probabilities(label) for label in labels}
+    probabilities = {label: strategy.relaxation.probabilities(label) for label in model.factor_labels}
     return float(profiler.expectation({label: p for label, p in probabilities.items() if p is not None}))
 
 

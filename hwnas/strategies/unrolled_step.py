@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 
 import lightning as L
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD
 
 from hwnas.errors import UnsupportedError
+from hwnas.evaluators.seeding import kept_random_states
 from hwnas.strategies.architecture_step import ArchitectureStep, Batches, Derivative, check_loss, training_loss
+from hwnas.strategies.gradients import added
 
 RADIUS = 0.01
 """How far weights are moved, in the Euclidean norm, to find a finite difference."""
@@ -115,7 +114,7 @@ class UnrolledStep(ArchitectureStep):
         finally:
             _restore(weights, before)
         curved = [None if a is None or b is None else (a - b) / (2 * reach) for a, b in zip(above, below, strict=True)]
-        return Derivative(joint[0].detach(), joint[1], tuple(map(_sum, direct, curved)))
+        return Derivative(joint[0].detach(), joint[1], tuple(map(added, direct, curved)))
 
 
 def virtual_step(optimizer: SGD, gradients: Mapping[nn.Parameter, Tensor | None]) -> dict[nn.Parameter, float]:
@@ -157,18 +156,6 @@ def virtual_step(optimizer: SGD, gradients: Mapping[nn.Parameter, Tensor | None]
     return factors
 
 
-@contextmanager
-def kept_random_states() -> Iterator[None]:
-    """Leave the global generators of PyTorch, NumPy and Python as they were before the block."""
-    python_state, numpy_state = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        try:
-            yield
-        finally:
-            random.setstate(python_state)
-            np.random.set_state(numpy_state)
-
-
 def _restore(
     weights: Sequence[nn.Parameter],
     values: Sequence[Tensor],
@@ -181,10 +168,3 @@ def _restore(
             weight.copy_(value)
             if direction is not None and weight in direction:
                 weight.add_(direction[weight], alpha=reach)
-
-
-def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
-    """Add gradients, of which None stands for nothing."""
-    if a is None or b is None:
-        return a if b is None else b
-    return a + b

@@ -108,10 +108,10 @@ def most_probable_members(
     if not found:
         rng = np.random.default_rng(seed)
         drawn = [space.random(dict(fixed or {}), rng) for _ in range(RANDOM_FALLBACK)]
-        yield from sorted(drawn, key=lambda sample: -_score(options, sample))
+        yield from sorted(drawn, key=lambda sample: -log_probability(options, sample))
 
 
-def _score(options: Options, sample: Sample) -> float:
+def log_probability(options: Options, sample: Sample) -> float:
     """Return the logarithm of the probability of a sample."""
     return math.fsum(
         next((score for option, score in options[label] if option == value), -math.inf)

@@ -17,8 +17,9 @@ from torch.optim import SGD, Optimizer
 
 import hwnas.nn as nn
 from hwnas.errors import TrainingError, UnsupportedError
+from hwnas.evaluators.seeding import kept_random_states
 from hwnas.strategies import DARTS, GumbelDARTS, Proxyless
-from hwnas.strategies.unrolled_step import kept_random_states, virtual_step
+from hwnas.strategies.unrolled_step import virtual_step
 
 
 class Smooth(nn.ModelSpace):
