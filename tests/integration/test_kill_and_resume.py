@@ -2,45 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 
-SCRIPT = Path(__file__).parent / "searches.py"
 NAMES = ["DARTS", "GumbelDARTS", "Proxyless", "RandomOneShot", "ENAS"]
 
 
 @pytest.fixture(scope="module")
-def searches() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("searches", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def killed(run_searches: Callable[[str], Path]) -> Path:
     """Return the checkpoints of processes that were killed in the middle of the second of three epochs."""
-    folder = tmp_path_factory.mktemp("killed")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), "interrupted", str(folder)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=400,
-    )
-    assert done.returncode == 0, done.stderr
-    return folder
+    return run_searches("interrupted")
 
 
 def flat(value: Any, path: str = "") -> dict[str, Any]:

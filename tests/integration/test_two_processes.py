@@ -2,44 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 
-SCRIPT = Path(__file__).parent / "searches.py"
 NAMES = ["DARTS", "GumbelDARTS", "Proxyless", "RandomOneShot", "RandomOneShot, fair", "ENAS"]
 
 
-def imported() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("searches", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
-def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def together(run_searches: Callable[[str], Path]) -> Path:
     """Return what the two processes have left behind."""
-    folder = tmp_path_factory.mktemp("two")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), "two-processes", str(folder)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=400,
-    )
-    assert done.returncode == 0, done.stderr
-    return folder
+    return run_searches("two-processes")
 
 
 def test_processes_that_would_train_different_members_stop(together):
@@ -54,14 +30,13 @@ def tensors(outcome: dict[str, Any]) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_two_processes_are_one_with_twice_the_batch(name, together):
+def test_two_processes_are_one_with_twice_the_batch(name, together, searches):
     first, second = (torch.load(together / f"{name}-{rank}.pt", weights_only=True) for rank in (0, 1))
     for part, tensor in tensors(first).items():
         assert torch.equal(tensor, tensors(second)[part]), part
     assert first["best"] == second["best"]
     assert first["metrics"] == second["metrics"]
 
-    searches = imported()
     alone = searches.outcome(searches.search(name, 8, max_epochs=2, precision="64-true", devices=1))
     for part, tensor in tensors(first).items():
         torch.testing.assert_close(tensor, tensors(alone)[part], rtol=1e-4, atol=1e-6)

@@ -10,6 +10,7 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.loggers import Logger
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
@@ -124,6 +125,26 @@ class Probe(L.Callback):
             self.end()
 
 
+class Records(Logger):
+    """Keeps the rows in which the name of a metric begins with `prefix`, and the steps at which they came."""
+
+    name, version = "records", 0
+
+    def __init__(self, prefix: str = "") -> None:
+        super().__init__()
+        self.prefix = prefix
+        self.rows: list[dict[str, float]] = []
+        self.steps: list[int | None] = []
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        if any(name.startswith(self.prefix) for name in metrics):
+            self.rows.append(metrics)
+            self.steps.append(step)
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
     """On tensors this small, threads only wait for each other."""
@@ -139,6 +160,7 @@ def kit() -> SimpleNamespace:
         Net=Net,
         Module=Module,
         Probe=Probe,
+        Records=Records,
         evaluator=evaluator,
         profiler=profiler,
         images=images,

@@ -302,24 +302,9 @@ class Wants(LightningModule):
         return torch.optim.SGD(self.model.parameters(), lr=0.1)
 
 
-class Records(L.pytorch.loggers.logger.Logger):
-    name, version = "records", 0
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.rows: list[dict[str, float]] = []
-
-    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        if "arch/loss" in metrics:
-            self.rows.append(metrics)
-
-    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        pass
-
-
 @pytest.mark.parametrize("strategy_type", DIFFERENTIABLE)
 def test_the_charged_cost_comes_to_the_limit_where_the_loss_wants_all(kit, strategy_type):
-    records = Records()
+    records = kit.Records("arch/loss")
     strategy = strategy_type(
         0.1, budget={"macs": 8.0}, profilers=kit.profiler(), arc_weight_decay=0.0, log_prob_every_n_step=1
     )

@@ -11,7 +11,6 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.utilities import CombinedLoader
 from torch.nn import functional as F
@@ -439,25 +438,11 @@ def test_running_statistics_of_chosen_widths_come_from_training_data_only(kit):
 
 
 def test_records(kit):
-    class Records(Logger):
-        name, version = "records", 0
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.rows: list[tuple[int | None, dict[str, float]]] = []
-
-        def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-            if "arch/loss" in metrics:
-                self.rows.append((step, metrics))
-
-        def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-            pass
-
-    records = Records()
+    records = kit.Records("arch/loss")
     strategy = DARTS(1e-9, penalty={"profiler": kit.profiler(), "baseline": 5.0}, log_prob_every_n_step=4)
     strategy.run(kit.Net(), kit.evaluator(logger=records, max_epochs=2))
-    assert [step for step, _ in records.rows] == [0, 4, 8]
-    row = records.rows[0][1]
+    assert records.steps == [0, 4, 8]
+    row = records.rows[0]
     assert row["arch/layer_1/skip"] == pytest.approx(1 / 3, abs=1e-2)
     assert row["arch/expected_cost"] == pytest.approx(1 + 2 * 11 / 3, rel=1e-2)
     assert row["arch/entropy"] == pytest.approx(math.log(3), rel=1e-3)

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import Logger
 from torch.nn import functional as F
 
 import hwnas.nn as nn
@@ -361,21 +360,7 @@ def test_a_metric_that_is_a_mean_counts_batches_by_their_size(kit):
 
 
 def test_records(kit):
-    class Records(Logger):
-        name, version = "records", 0
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.rows: list[tuple[int | None, dict[str, float]]] = []
-
-        def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-            if any(name.startswith("controller/") for name in metrics):
-                self.rows.append((step, metrics))
-
-        def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-            pass
-
-    records = Records()
+    records = kit.Records("controller/")
     strategy = ENAS(
         **{**FEW, "batches_per_update": 50},
         updates_per_epoch=2,
@@ -385,8 +370,8 @@ def test_records(kit):
     )
     module = bandit(kit, strategy, best_is)
     strategy.run(kit.Net(), kit.evaluator(module, logger=records, max_epochs=2))
-    assert [step for step, _ in records.rows] == [6, 12]
-    row = records.rows[0][1]
+    assert records.steps == [6, 12]
+    row = records.rows[0]
     assert set(row) == {
         f"controller/{name}" for name in ("reward", "baseline", "entropy", "preferred_probability", "expected_cost")
     }

@@ -9,7 +9,6 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import Logger
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
@@ -250,21 +249,6 @@ def test_bad_arguments_name_the_strategy(kit, kind):
 # --- temperature -------------------------------------------------------------------------------------------------
 
 
-class Records(Logger):
-    name, version = "records", 0
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.rows: list[dict[str, float]] = []
-
-    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        if "arch/loss" in metrics:
-            self.rows.append(metrics)
-
-    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        pass
-
-
 @pytest.mark.parametrize(
     ("form", "expected"),
     [
@@ -275,7 +259,7 @@ class Records(Logger):
     ],
 )
 def test_the_temperature_falls_over_the_epochs_and_is_logged(kit, form, expected):
-    records = Records()
+    records = kit.Records("arch/loss")
     strategy = GumbelDARTS(temperature=form, log_prob_every_n_step=6)
     seen = []
     probe = kit.Probe(start=lambda: seen.append(strategy.relaxation.temperature))
