@@ -2,13 +2,11 @@
 
 #include "hwnas/mixed_sum.h"
 
+#include "parallel.h"
 #include "vector.h"
 
 namespace hwnas::cpu::HWNAS_ISA {
 namespace {
-
-// Below this many elements starting threads costs more than it saves.
-constexpr std::int64_t kSerialBelow = 32768;
 
 // The backward pass keeps this many elements of the gradient in the first-level cache while it visits every tensor.
 constexpr std::int64_t kBlock = 2048;
@@ -99,17 +97,10 @@ void backward_range(const MixedSumBackward& args, std::int64_t begin, std::int64
 template <class Work>
 void for_each_chunk(std::int64_t size, int threads, const Work& work) {
   const std::int64_t chunks = (size + kMixedSumChunk - 1) / kMixedSumChunk;
-  const auto one = [&](std::int64_t chunk) {
+  for_each(chunks, size < kSerialBelow ? 1 : threads, [&](std::int64_t chunk) {
     const std::int64_t begin = chunk * kMixedSumChunk;
     work(chunk, begin, begin + kMixedSumChunk < size ? begin + kMixedSumChunk : size);
-  };
-  // Apart from the parallel loop, and not by its `if` clause: a region of one thread has a cost too.
-  if (size < kSerialBelow || threads == 1) {
-    for (std::int64_t chunk = 0; chunk < chunks; ++chunk) one(chunk);
-    return;
-  }
-#pragma omp parallel for num_threads(threads) schedule(static)
-  for (std::int64_t chunk = 0; chunk < chunks; ++chunk) one(chunk);
+  });
 }
 
 template <class T>

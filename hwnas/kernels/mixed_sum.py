@@ -8,21 +8,18 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from hwnas.errors import UnsupportedError
 from hwnas.kernels import native
+from hwnas.kernels.layout import FORMATS, as_laid_out, layout_of
 from hwnas.kernels.library import LIBRARY
-
-# What the kernel takes as it lies in memory. Everything else is brought into the layout of the first tensor.
-_FORMATS = (torch.contiguous_format, torch.channels_last, torch.channels_last_3d)
 
 # Gradient of the weights, gradients of the tensors.
 _Gradients = tuple[Tensor | None, list[Tensor | None]]
 
 
 class _Wanted(NamedTuple):
-    """Which gradients are wanted, and the index into `_FORMATS` of how the tensors lie in memory."""
+    """Which gradients are wanted, and the index into `FORMATS` of how the tensors lie in memory."""
 
     weights: bool
     tensors: Sequence[bool]
@@ -70,7 +67,7 @@ def mixed_sum(weights: Tensor, tensors: Sequence[Tensor]) -> Tensor:
         return mixed_sum_reference(weights, tensors)
     if torch.is_grad_enabled() and (weights.requires_grad or any(x.requires_grad for x in tensors)):
         return _MixedSum.apply(weights, *tensors)  # type: ignore[no-any-return, no-untyped-call]
-    return _native_forward(weights, tensors, _layout(tensors[0]))
+    return _native_forward(weights, tensors, layout_of(tensors[0]))
 
 
 def mixed_sum_reference(weights: Tensor, tensors: Sequence[Tensor]) -> Tensor:
@@ -122,33 +119,11 @@ def unsupported_reason(weights: Tensor, tensors: Sequence[Tensor]) -> str | None
     if torch.compiler.is_compiling():
         if torch.compiler.is_exporting():
             return "the program is being exported, and other programs do not know the operator"
-    elif reason := _no_address_reason(weights, tensors):
+    elif reason := native.no_address_reason((*tensors, weights)):
         return reason
     if first.device.type == "cuda" and native.CUDA is not None and len(tensors) > native.CUDA.MIXED_SUM_MAX_COUNT:
         return f"the CUDA kernel takes at most {native.CUDA.MIXED_SUM_MAX_COUNT} tensors, got {len(tensors)}"
     return native.unavailable_reason(first.device)
-
-
-def _no_address_reason(weights: Tensor, tensors: Sequence[Tensor]) -> str | None:
-    """Say why addresses do not tell the whole story, or must not be used behind PyTorch's back."""
-    for x in (weights, *tensors):
-        if type(x) is not Tensor and type(x) is not torch.nn.Parameter:
-            return f"a {type(x).__name__} is among the arguments"
-        if x.layout is not torch.strided:
-            return f"a tensor of layout {x.layout} is among the arguments"
-        if x.is_neg():
-            return "a lazily negated view is among the arguments"
-    if tensors[0].numel() == 0:
-        return "the tensors are empty"
-    if torch._C._len_torch_dispatch_stack() > 0:
-        return "a dispatch mode is active and must see every operation"
-    if torch._C._are_functorch_transforms_active():
-        return "a torch.func transform is active"
-    if forward_ad._current_level >= 0:
-        return "forward-mode differentiation is active"
-    if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
-        return "the program is being traced"
-    return None
 
 
 def _all_alike(weights: Tensor, tensors: Sequence[Tensor]) -> bool:
@@ -197,45 +172,15 @@ def _check(weights: Tensor, tensors: Sequence[Tensor]) -> None:
             )
 
 
-def _layout(x: Tensor) -> int:
-    """Index into `_FORMATS` of how `x` lies in memory; 0 when it is in none of them and must be copied."""
-    if x.is_contiguous():
-        return 0
-    if x.dim() in (4, 5) and x.is_contiguous(memory_format=_FORMATS[x.dim() - 3]):
-        return x.dim() - 3
-    return 0
-
-
 # --- the compiled kernels -----------------------------------------------------------------------------------
-
-
-def _where(device: torch.device) -> tuple[Any, tuple[int, ...]]:
-    """Find the module for a device and the trailing arguments that its functions take."""
-    if device.type == "cpu":
-        return native.CPU, (torch.get_num_threads(),)
-    stream = torch.cuda.current_stream(device)
-    return native.CUDA, (stream.device_index, stream.cuda_stream)
-
-
-def _as_laid_out(tensors: Sequence[Tensor], layout: int) -> list[Tensor]:
-    """Tensors as they are where they lie in memory in this layout, else copies that do."""
-    if layout == 0:
-        return [x.contiguous() for x in tensors]
-    return [x.contiguous(memory_format=_FORMATS[layout]) for x in tensors]
-
-
-def _as_accumulators(weights: Tensor, dtype: torch.dtype) -> Tensor:
-    """Weights as the kernels take them for data of type `dtype`."""
-    accumulator = native.accumulator(dtype)
-    return (weights if weights.dtype == accumulator else weights.to(accumulator)).contiguous()
 
 
 def _native_forward(weights: Tensor, tensors: Sequence[Tensor], layout: int) -> Tensor:
     first = tensors[0]
-    inputs = _as_laid_out(tensors, layout)
-    scalars = _as_accumulators(weights, first.dtype)
+    inputs = as_laid_out(tensors, layout)
+    scalars = native.as_accumulators(weights, first.dtype)
     out = torch.empty_like(inputs[0])
-    module, where = _where(first.device)
+    module, where = native.where(first.device)
     module.mixed_sum(
         native.DTYPE_CODES[first.dtype],
         scalars.data_ptr(),
@@ -249,12 +194,12 @@ def _native_forward(weights: Tensor, tensors: Sequence[Tensor], layout: int) -> 
 
 def _native_backward(grad: Tensor, weights: Tensor, tensors: Sequence[Tensor], wanted: _Wanted) -> _Gradients:
     code = native.DTYPE_CODES[grad.dtype]
-    (grad,) = _as_laid_out([grad], wanted.layout)
-    inputs = _as_laid_out(tensors, wanted.layout) if wanted.weights else []
-    scalars = _as_accumulators(weights, grad.dtype)
+    (grad,) = as_laid_out([grad], wanted.layout)
+    inputs = as_laid_out(tensors, wanted.layout) if wanted.weights else []
+    scalars = native.as_accumulators(weights, grad.dtype)
     grad_weights = torch.empty_like(scalars) if wanted.weights else None
     grad_tensors = [torch.empty_like(grad) if need else None for need in wanted.tensors]
-    module, where = _where(grad.device)
+    module, where = native.where(grad.device)
     workspace: tuple[int, ...] = ()
     if grad.device.type == "cuda":
         size = module.mixed_sum_partials(code, grad.numel(), len(grad_tensors)) if wanted.weights else 0
@@ -281,7 +226,7 @@ def _reference_backward(grad: Tensor, weights: Tensor, tensors: Sequence[Tensor]
     accumulator = native.accumulator(grad.dtype)
     wide = grad.to(accumulator)
     grad_tensors = [
-        (weight * wide).to(grad.dtype).contiguous(memory_format=_FORMATS[wanted.layout]) if need else None
+        (weight * wide).to(grad.dtype).contiguous(memory_format=FORMATS[wanted.layout]) if need else None
         for weight, need in zip(weights.to(accumulator).unbind(), wanted.tensors, strict=True)
     ]
     grad_weights = None
@@ -306,7 +251,7 @@ class _MixedSum(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, weights: Tensor, *tensors: Tensor) -> Tensor:
-        ctx.layout = _layout(tensors[0])
+        ctx.layout = layout_of(tensors[0])
         ctx.save_for_backward(weights, *(tensors if ctx.needs_input_grad[0] else ()))
         return _native_forward(weights, tensors, ctx.layout)
 
@@ -331,15 +276,15 @@ LIBRARY.define(
 
 
 def _op(weights: Tensor, tensors: Sequence[Tensor]) -> Tensor:
-    layout = _layout(tensors[0])
+    layout = layout_of(tensors[0])
     if unsupported_reason(weights, tensors) is None:
         return _native_forward(weights, tensors, layout)
     result = mixed_sum_reference(weights, tensors).to(tensors[0].dtype)
-    return result.contiguous(memory_format=_FORMATS[layout])
+    return result.contiguous(memory_format=FORMATS[layout])
 
 
 def _op_fake(weights: Tensor, tensors: Sequence[Tensor]) -> Tensor:
-    return torch.empty_like(*_as_laid_out(tensors[:1], _layout(tensors[0])))
+    return torch.empty_like(*as_laid_out(tensors[:1], layout_of(tensors[0])))
 
 
 def _op_backward(grad: Tensor, weights: Tensor, tensors: Sequence[Tensor], *wanted: Any) -> tuple[Tensor, list[Tensor]]:
@@ -360,14 +305,14 @@ def _op_backward_fake(
 ) -> tuple[Tensor, list[Tensor]]:
     return (
         weights.new_empty(weights.shape if need_weights else 0),
-        [torch.empty_like(*_as_laid_out([grad], layout)) for need in need_tensors if need],
+        [torch.empty_like(*as_laid_out([grad], layout)) for need in need_tensors if need],
     )
 
 
 def _op_setup_context(ctx: Any, inputs: tuple[Tensor, list[Tensor]], output: Tensor) -> None:
     weights, tensors = inputs
     need_tensors = [x.requires_grad for x in tensors]
-    ctx.wanted = _Wanted(weights.requires_grad, need_tensors, _layout(tensors[0]))
+    ctx.wanted = _Wanted(weights.requires_grad, need_tensors, layout_of(tensors[0]))
     ctx.save_for_backward(weights, *(tensors if weights.requires_grad else ()))
 
 

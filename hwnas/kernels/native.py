@@ -12,10 +12,13 @@ import functools
 import importlib
 import os
 import warnings
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.autograd import forward_ad
 
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float64: 2}
 """Element types of the kernels and the numbers by which the compiled modules know them."""
@@ -119,6 +122,66 @@ def warn_if_missing(device: torch.device) -> None:
             RuntimeWarning,
             stacklevel=3,
         )
+
+
+def no_address_reason(tensors: Sequence[Tensor]) -> str | None:
+    """Say why addresses do not tell the whole story, or must not be used behind PyTorch's back.
+
+    Parameters
+    ----------
+    tensors : sequence of Tensor
+        Whose addresses a kernel would be given. The first one says whether there is anything to do.
+
+    Returns
+    -------
+    str or None
+        The reason, None when the addresses may be used.
+    """
+    for x in tensors:
+        if type(x) is not Tensor and type(x) is not torch.nn.Parameter:
+            return f"a {type(x).__name__} is among the arguments"
+        if x.layout is not torch.strided:
+            return f"a tensor of layout {x.layout} is among the arguments"
+        if x.is_neg():
+            return "a lazily negated view is among the arguments"
+    if tensors[0].numel() == 0:
+        return "the tensors are empty"
+    if torch._C._len_torch_dispatch_stack() > 0:
+        return "a dispatch mode is active and must see every operation"
+    if torch._C._are_functorch_transforms_active():
+        return "a torch.func transform is active"
+    if forward_ad._current_level >= 0:
+        return "forward-mode differentiation is active"
+    if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+        return "the program is being traced"
+    return None
+
+
+def where(device: torch.device) -> tuple[Any, tuple[int, ...]]:
+    """Find the module for a device and the trailing arguments that its functions take.
+
+    Parameters
+    ----------
+    device : torch.device
+        Where the tensors live.
+
+    Returns
+    -------
+    module
+        `CPU` or `CUDA`.
+    tuple of int
+        The number of threads, or the device and its present stream.
+    """
+    if device.type == "cpu":
+        return CPU, (torch.get_num_threads(),)
+    stream = torch.cuda.current_stream(device)
+    return CUDA, (stream.device_index, stream.cuda_stream)
+
+
+def as_accumulators(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return values as kernels take them beside data of type `dtype`: contiguous accumulators."""
+    wanted = accumulator(dtype)
+    return (values if values.dtype == wanted else values.to(wanted)).contiguous()
 
 
 def describe() -> dict[str, Any]:
