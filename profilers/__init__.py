@@ -1,10 +1,11 @@
 """Costs of model spaces: multiply-adds, parameters, measured latency; filters and penalties written against them."""
 
 from hwnas.profilers.accuracy import AccuracyReport
+from hwnas.profilers.cost_table import TableProfiler
 from hwnas.profilers.device import Device, describe_device
 from hwnas.profilers.filters import ProfilerFilter, RangeProfilerFilter
 from hwnas.profilers.flops import FlopsProfiler
-from hwnas.profilers.latency import OnnxRuntimeLatencyProfiler, Prediction
+from hwnas.profilers.latency import OnnxRuntimeLatencyProfiler, Prediction, prepare_folder
 from hwnas.profilers.measurement import Measurement, SessionResult, Workload
 from hwnas.profilers.measuring import measure
 from hwnas.profilers.parameters import NumParamsProfiler
@@ -30,7 +31,9 @@ __all__ = [
     "RangeProfilerFilter",
     "SampleProfilerPenalty",
     "SessionResult",
+    "TableProfiler",
     "Workload",
     "describe_device",
     "measure",
+    "prepare_folder",
 ]

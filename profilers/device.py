@@ -9,8 +9,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from hwnas.profilers.target import hash_of
 
 _CPUINFO = Path("/proc/cpuinfo")
@@ -71,17 +69,25 @@ def describe_device() -> Device:
         The same key in every process on the same machine.
     """
     model, flags = parse_cpuinfo(_read(_CPUINFO))
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     return Device(
         cpu_model=model or platform.processor() or platform.machine(),
         flags_hash=hashlib.sha256(" ".join(flags).encode()).hexdigest()[:16] if flags else "",
         architecture=platform.machine(),
         cores=os.cpu_count() or 1,
-        accelerators=tuple(torch.cuda.get_device_name(i) for i in range(count)),
+        accelerators=_accelerators(),
         os_name=platform.system(),
         os_release=platform.release(),
         ram_gib=_ram_gib(),
     )
+
+
+def _accelerators() -> tuple[str, ...]:
+    try:
+        import torch
+    except ImportError:  # latencies can be measured where there is nothing but ONNX Runtime; see elsewhere.py
+        return ()
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return tuple(torch.cuda.get_device_name(i) for i in range(count))
 
 
 def parse_cpuinfo(text: str) -> tuple[str, tuple[str, ...]]:

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import functools
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from torch import nn
 
-from hwnas.cost import CostModel
-from hwnas.export import export_many
+from hwnas.errors import HwnasError
 from hwnas.nn import ModelSpace
 from hwnas.profilers.accuracy import AccuracyReport, compare
 from hwnas.profilers.device import Device, describe_device
-from hwnas.profilers.measurement import Measurement, Workload
+from hwnas.profilers.elsewhere import read_results, write_folder
+from hwnas.profilers.latency_parts import LatencyParts, Progress, held_out_members, random_members
+from hwnas.profilers.measurement import Measurement
 from hwnas.profilers.measuring import measure
-from hwnas.profilers.profiler import Profiler, build_cost_model, domain_of, masked
+from hwnas.profilers.profiler import Profiler
 from hwnas.profilers.store import LatencyStore
-from hwnas.profilers.symbols import Table
 from hwnas.profilers.target import OrtTarget
-from hwnas.profilers.tracing import Inputs, trace_everywhere
-from hwnas.profilers.units import Identity, Workpiece, members, units_of
+from hwnas.profilers.tracing import Inputs
 from hwnas.space import Sample
 
 REFERENCES = 6  # rows of earlier sessions that a new session measures again, to tell how far the machine drifted
@@ -29,7 +29,7 @@ REFERENCES = 6  # rows of earlier sessions that a new session measures again, to
 # With fewer whole members than that only the scale is fitted.
 MIN_ANCHORS = 6
 
-Progress = Callable[[str, int, int], None]
+HELD_OUT = 10_000  # added to the seed of a profiler, it gives the members of its report
 
 
 @dataclass(frozen=True)
@@ -48,19 +48,57 @@ class Prediction:
     stderr_ms: float
 
 
-@dataclass(frozen=True)
-class _Part:
-    """A unit of the space with the key of each of its members."""
+def prepare_folder(
+    folder: str | os.PathLike[str],
+    space: ModelSpace,
+    example_inputs: Inputs,
+    target: OrtTarget | None = None,
+    *,
+    budget_s: float = 60.0,
+    relative_error: float = 0.01,
+    calibration: int = 16,
+    held_out: int = 30,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> None:
+    """Write a folder that measures on another device what a profiler of a space needs.
 
-    name: str
-    labels: tuple[str, ...]
-    conditions: tuple[Table, ...]
-    keys: np.ndarray  # of str, one axis for each label
-    traffic: np.ndarray  # elements that enter and leave, in the same order
+    Copy it to the device, run ``python measure.py`` there, which needs Python 3.10, onnxruntime and NumPy, copy it
+    back, and give it to `OnnxRuntimeLatencyProfiler` as `results`.
+
+    Parameters
+    ----------
+    folder : path-like
+        To be made; it must not exist.
+    space, example_inputs, relative_error, calibration, seed, progress
+        See `OnnxRuntimeLatencyProfiler`, which is to be given the same space, inputs, calibration and seed.
+    target : OrtTarget, optional
+        Of the device; its provider need not be installed here when it is made with ``elsewhere=True``.
+    budget_s : float, default 60
+        Time for measuring, in seconds, at the most.
+    held_out : int, default 30
+        Whole members for `OnnxRuntimeLatencyProfiler.report`.
+
+    Raises
+    ------
+    HwnasError
+        When the folder exists already.
+    """
+    parts = LatencyParts(space, example_inputs)
+    samples = random_members(space, calibration, seed) + held_out_members(space, held_out, HELD_OUT + seed)
+    keys = dict.fromkeys([*parts.keys, *map(parts.member, samples)])
+    write_folder(
+        folder,
+        parts.workloads(list(keys), progress),
+        OrtTarget() if target is None else target,
+        budget_s=budget_s,
+        relative_error=relative_error,
+        seed=seed,
+    )
 
 
 class OnnxRuntimeLatencyProfiler(Profiler):
-    """Latency with ONNX Runtime, measured on this machine.
+    """Latency with ONNX Runtime, measured on this machine or on another one.
 
     Every distinct part of the space, a module without choices about structure at one shape, is measured on its own,
     all of them interleaved, together with some whole members. A member is predicted as the cost of an empty run plus
@@ -85,13 +123,18 @@ class OnnxRuntimeLatencyProfiler(Profiler):
         How many whole members are measured to fit the scale; 0 for none.
     seed : int, default 0
         Of the order of measuring and of the whole members.
+    results : path-like, optional
+        A folder of `prepare_folder` that came back from another device, with its results: latencies are then
+        those of that device, and nothing is measured here.
     progress : callable, optional
         Called with what is being done, how many are done and how many there are.
 
     Attributes
     ----------
     device : Device
-        This machine.
+        This machine, or the one of the results.
+    measures_here : bool
+        Whether what is missing can be measured.
     overhead_ms : float
         Time of an empty run, in milliseconds; every member pays it once.
     anchors : list of dict
@@ -102,6 +145,13 @@ class OnnxRuntimeLatencyProfiler(Profiler):
         Fitted: milliseconds for each element that enters or leaves a part; see `fit_coefficients`.
     relative_residual : float
         Standard deviation of measured over predicted latency of the whole members; NaN without calibration.
+
+    Raises
+    ------
+    HwnasError
+        When results lack what has to be known.
+    ValueError
+        When a target is given beside results.
 
     References
     ----------
@@ -120,51 +170,32 @@ class OnnxRuntimeLatencyProfiler(Profiler):
         relative_error: float = 0.01,
         calibration: int = 16,
         seed: int = 0,
+        results: str | os.PathLike[str] | None = None,
         progress: Progress | None = None,
     ) -> None:
-        self.target = OrtTarget() if target is None else target
-        self.device: Device = describe_device()
         self.store = LatencyStore() if store is None else store
+        if results is None:
+            self.target = OrtTarget() if target is None else target
+            self.device: Device = describe_device()
+        elif target is None:
+            found = read_results(results)
+            self.target, self.device = found.target, found.device
+            self.store.record(found.device, found.target, found.session)
+        else:
+            raise ValueError(
+                "OnnxRuntimeLatencyProfiler: both target and results are given; the target is that of the results"
+            )
+        self.measures_here = results is None
         self.budget_s = budget_s
         self.relative_error = relative_error
         self.seed = seed
         self._progress = progress
-        self._inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
-        self._catalog: dict[str, tuple[str, Workpiece]] = {}
-        traces = trace_everywhere(space, example_inputs)
-        # The traced copy holds the weights of every member, and nobody trains it.
-        self._members: ModelSpace = traces[0].space
         self._space = space
-        domain = domain_of(space)
-        self._parts: list[_Part] = []
-        for trace in traces:
-            for unit in units_of(trace):
-                shape = [len(domain[label]) for label in unit.labels]
-                keys, traffic = np.empty(shape, dtype=object), np.zeros(shape)
-                for index, (sample, piece) in zip(np.ndindex(*shape), members(unit, domain), strict=True):
-                    identity = self._remember(f"{unit.name} {sample or ''}".strip(), piece)
-                    keys[index], traffic[index] = identity.key, identity.traffic
-                self._parts.append(_Part(unit.name, unit.labels, unit.conditions, keys, traffic))
-        self.anchors: list[Sample] = [space.random(random_state=seed + 1 + i) for i in range(calibration)]
-        anchor_keys = [self._remember_member(sample) for sample in self.anchors]
-        self._ensure([*self._part_keys(), *anchor_keys])
+        self._parts = LatencyParts(space, example_inputs)
+        self.anchors: list[Sample] = random_members(space, calibration, seed)
+        anchor_keys = [self._parts.member(sample) for sample in self.anchors]
+        self._ensure([*self._parts.keys, *anchor_keys])
         self._calibrate(self.anchors, anchor_keys)
-
-    def _remember(self, name: str, piece: Workpiece) -> Identity:
-        identity = piece.identify()
-        self._catalog.setdefault(identity.key, (name, piece))
-        return identity
-
-    def _remember_member(self, sample: Sample) -> str:
-        return self._remember(f"member {sample}", Workpiece(self._freeze(sample), self._inputs)).key
-
-    def _freeze(self, sample: Sample) -> nn.Module:
-        model: nn.Module = self._members.freeze(sample)
-        return model.eval()
-
-    def _say(self, what: str, done: int, total: int) -> None:
-        if self._progress is not None:
-            self._progress(what, done, total)
 
     def _ensure(self, keys: Sequence[str]) -> None:
         """Measure what the store does not know yet, all of it in one session."""
@@ -173,14 +204,15 @@ class OnnxRuntimeLatencyProfiler(Profiler):
         missing = [key for key in wanted if key not in known]
         if not missing:
             return
+        if not self.measures_here:
+            raise HwnasError(
+                f"OnnxRuntimeLatencyProfiler: {len(missing)} of {len(wanted)} parts and members were not measured on "
+                f"{self.device.cpu_model}, {self._parts.name(missing[0])} among them. The folder was prepared for "
+                "another space, another input, or with other `calibration` and `seed`; prepare and run it again"
+            )
         # Rows of different sessions are comparable only through what was measured in both.
         references = sorted(known, key=lambda key: known[key].stderr_ms / known[key].latency_ms)[:REFERENCES]
-        prepared = [*missing, *references]
-        self._say("export", 0, len(prepared))
-        pieces = [self._catalog[key][1] for key in prepared]
-        models = export_many([piece.module for piece in pieces], [piece.inputs for piece in pieces])
-        self._say("export", len(prepared), len(prepared))
-        workloads = [Workload(key, model, self._catalog[key][0]) for key, model in zip(prepared, models, strict=True)]
+        workloads = self._parts.workloads([*missing, *references], self._progress)
         result = measure(
             workloads,
             self.target,
@@ -188,7 +220,7 @@ class OnnxRuntimeLatencyProfiler(Profiler):
             relative_error=self.relative_error,
             floor_ms=self.store.canary_floor_ms(self.device.key, self.target.key),
             seed=self.seed,
-            progress=lambda done, total: self._say("measure", done, total),
+            progress=None if self._progress is None else functools.partial(self._progress, "measure"),
         )
         ratios = [known[key].latency_ms / result.measurements[key].latency_ms for key in references]
         self.store.record(self.device, self.target, result, anchor_scale=float(np.median(ratios)) if ratios else 1.0)
@@ -199,42 +231,27 @@ class OnnxRuntimeLatencyProfiler(Profiler):
     def _calibrate(self, anchors: Sequence[Sample], anchor_keys: Sequence[str]) -> None:
         first = self.store.sessions(self.device.key, self.target.key)[0]
         self.overhead_ms = first.overhead_ms * first.anchor_scale
-        latency = {key: found.latency_ms for key, found in self._lookup(self._part_keys()).items()}
-
-        def above(key: str) -> float:
-            return max(latency[key] - self.overhead_ms, 0.0)
-
-        own = [np.vectorize(above, otypes=[float])(part.keys) for part in self._parts]
-        traffic = [part.traffic for part in self._parts]
-        self._unfitted = self._add_up(own, constant=self.overhead_ms)
+        latency = {key: found.latency_ms for key, found in self._lookup(self._parts.keys).items()}
+        own = self._parts.tabulate(lambda key: max(latency[key] - self.overhead_ms, 0.0))
+        traffic = self._parts.traffic
+        self._unfitted = self._parts.add_up(own, constant=self.overhead_ms)
         self.scale, self.traffic_ms, self.relative_residual = 1.0, 0.0, float("nan")
         if anchors:
             found = self._lookup(anchor_keys)
             measured = np.array([found[key].latency_ms for key in anchor_keys])
             self.scale, self.traffic_ms = fit_coefficients(
                 np.asarray(self._unfitted.evaluate(list(anchors))) - self.overhead_ms,
-                np.asarray(self._add_up(traffic).evaluate(list(anchors))),
+                np.asarray(self._parts.add_up(traffic).evaluate(list(anchors))),
                 measured,
                 self.overhead_ms,
             )
-        self.cost_model = self._add_up(
+        self.cost_model = self._parts.add_up(
             [self.scale * time + self.traffic_ms * size for time, size in zip(own, traffic, strict=True)],
             constant=self.overhead_ms,
         )
         if anchors:
             residual = measured / np.asarray(self.cost_model.evaluate(list(anchors))) - 1
             self.relative_residual = float(np.sqrt((residual**2).sum() / max(len(residual) - 2, 1)))
-
-    def _part_keys(self) -> list[str]:
-        return [key for part in self._parts for key in part.keys.flat]
-
-    def _add_up(self, tables: Sequence[np.ndarray], constant: float = 0.0) -> CostModel:
-        """Return the sum of one table for each part over the parts that a member runs."""
-        parts = [
-            (part.name, masked(Table(part.labels, table), part.conditions))
-            for part, table in zip(self._parts, tables, strict=True)
-        ]
-        return build_cost_model(self._space, parts, unit="ms", constant=constant)
 
     def predict(self, sample: Sample) -> Prediction:
         """Return the predicted latency of a member with its standard deviation, in milliseconds."""
@@ -258,7 +275,7 @@ class OnnxRuntimeLatencyProfiler(Profiler):
         list of Measurement
             In the order of `samples`.
         """
-        keys = [self._remember_member(sample) for sample in samples]
+        keys = [self._parts.member(sample) for sample in samples]
         self._ensure(keys)
         found = self._lookup(keys)
         return [found[key] for key in keys]
@@ -278,8 +295,7 @@ class OnnxRuntimeLatencyProfiler(Profiler):
         AccuracyReport
             Rank correlation, errors, coverage, and the noise floor of the measurements.
         """
-        rng = np.random.default_rng(10_000 + self.seed if seed is None else seed)
-        held_out = [self._space.random(random_state=rng) for _ in range(n)]
+        held_out = held_out_members(self._space, n, HELD_OUT + self.seed if seed is None else seed)
         measured = self.measure(held_out)
         return compare(
             measured=[m.latency_ms for m in measured],
@@ -291,8 +307,8 @@ class OnnxRuntimeLatencyProfiler(Profiler):
     def table(self) -> Mapping[str, dict[str, Any]]:
         """Return the measured parts by name, with their latency above an empty run in milliseconds."""
         rows: dict[str, dict[str, Any]] = {}
-        for key, found in self._lookup(self._part_keys()).items():
-            rows[self._catalog[key][0]] = {
+        for key, found in self._lookup(self._parts.keys).items():
+            rows[self._parts.name(key)] = {
                 "latency_ms": found.latency_ms - self.overhead_ms,
                 "stderr_ms": found.stderr_ms,
                 "visits": found.visits,

@@ -34,6 +34,22 @@ class Workload:
 
 
 @dataclass(frozen=True)
+class References:
+    """The two networks that take part in every session, as serialised ONNX models.
+
+    Parameters
+    ----------
+    identity : bytes
+        One that computes nothing: the overhead of a run.
+    canary : bytes
+        One that feels the load of the machine.
+    """
+
+    identity: bytes
+    canary: bytes
+
+
+@dataclass(frozen=True)
 class Measurement:
     """A measured latency.
 

@@ -18,13 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwnas.errors import HwnasError
-from hwnas.profilers.canary import canary_model, identity_model
-from hwnas.profilers.measurement import Measurement, SessionResult, Workload
+from hwnas.profilers.measurement import Measurement, References, SessionResult, Workload
 from hwnas.profilers.runner import Runner, choose_clock
 from hwnas.profilers.target import OrtTarget
 from hwnas.profilers.timing import canary_floor, count_quiet, split_half, summarise
 
-__all__ = ["Measurement", "SessionResult", "Workload", "measure"]
+__all__ = ["Measurement", "References", "SessionResult", "Workload", "measure"]
 
 Progress = Callable[[int, int], None]
 
@@ -111,6 +110,7 @@ def measure(
     max_visits: int = 60,
     floor_ms: float | None = None,
     seed: int = 0,
+    references: References | None = None,
     progress: Progress | None = None,
 ) -> SessionResult:
     """Measure the latency of ONNX models by the interleaved protocol.
@@ -140,6 +140,8 @@ def measure(
         machine cannot find it by itself. The lower one of this and of the session's own counts.
     seed : int, default 0
         Seed of the order and of the inputs.
+    references : References, optional
+        The Identity and the canary network; built unless given, which needs the package onnx.
     progress : callable, optional
         Called after each round with the number of finished models and the number of all.
 
@@ -157,9 +159,10 @@ def measure(
     started, begin = time.time(), time.perf_counter()
     load = _load_average()
     clock_name, clock = choose_clock(target)
+    references = _built() if references is None else references
     session = _Session(
-        identity=Runner(Workload("identity", identity_model()), target, clock, seed),
-        canary=Runner(Workload("canary", canary_model()), target, clock, seed),
+        identity=Runner(Workload("identity", references.identity), target, clock, seed),
+        canary=Runner(Workload("canary", references.canary), target, clock, seed),
         rng=np.random.default_rng(seed),
         relative_error=relative_error,
         min_visits=min_visits,
@@ -192,6 +195,13 @@ def measure(
         started=started,
         duration_s=time.perf_counter() - begin,
     )
+
+
+def _built() -> References:
+    # Here and not above: this file also measures where there is nothing but ONNX Runtime; see elsewhere.py.
+    from hwnas.profilers.canary import canary_model, identity_model
+
+    return References(identity_model(), canary_model())
 
 
 def _measure_group(

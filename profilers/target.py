@@ -44,6 +44,10 @@ class OrtTarget:
         Graph optimisation level.
     precision : {"fp32", "fp16"}, default "fp32"
         Precision of the models that are measured. It describes the models and does not convert them.
+    version : str, optional
+        Version of ONNX Runtime; the installed one unless given.
+    elsewhere : bool, default False
+        Whether it is a target of another machine, whose provider need not be installed here.
 
     Raises
     ------
@@ -58,13 +62,16 @@ class OrtTarget:
     intra_op_threads: int = 1
     optimization: str = "all"
     precision: str = "fp32"
+    version: str = onnxruntime.__version__
+    elsewhere: bool = field(default=False, compare=False)
 
     def __post_init__(self) -> None:
         installed = onnxruntime.get_available_providers()
-        if self.provider not in installed:
+        if not self.elsewhere and self.provider not in installed:
             raise HwnasError(
                 f"OrtTarget: provider {self.provider!r} is not installed; installed are "
-                f"{', '.join(installed)}. Choose one of them or install an ONNX Runtime build that has it."
+                f"{', '.join(installed)}. Choose one of them, install an ONNX Runtime build that has it, or give "
+                "elsewhere=True to measure on another machine."
             )
         # A copy of its own: a caller that goes on editing its dict must not change a stored key.
         object.__setattr__(self, "provider_options", dict(self.provider_options))
@@ -117,9 +124,34 @@ class OrtTarget:
             "intra_op_threads": self.intra_op_threads,
             "optimization": self.optimization,
             "precision": self.precision,
-            "onnxruntime": onnxruntime.__version__,
+            "onnxruntime": self.version,
             "protocol": PROTOCOL_VERSION,
         }
+
+    @classmethod
+    def from_dict(cls, description: Mapping[str, Any], *, elsewhere: bool = False) -> OrtTarget:
+        """Give the target that `to_dict` describes.
+
+        Parameters
+        ----------
+        description : mapping of str to Any
+            With the keys of `to_dict`.
+        elsewhere : bool, default False
+            Whether it is a target of another machine.
+
+        Raises
+        ------
+        HwnasError
+            The protocol is that of another version of hwnas, or see the class.
+        """
+        values = dict(description)
+        protocol, version = values.pop("protocol"), values.pop("onnxruntime")
+        if protocol != PROTOCOL_VERSION:
+            raise HwnasError(
+                f"OrtTarget: the measuring protocol is version {protocol}, and this hwnas has version "
+                f"{PROTOCOL_VERSION}. Measure again with the same version of hwnas on both machines."
+            )
+        return cls(**values, version=version, elsewhere=elsewhere)
 
     @property
     def key(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -37,6 +38,15 @@ def profile(
         typer.Option("--members", min=2, help="Whole members on which predictions are compared with measurements."),
     ] = 30,
     check: Annotated[bool, typer.Option("--check", help="Compare MACs with fvcore.")] = False,
+    measure_on: Annotated[
+        Path | None,
+        typer.Option(
+            "--measure-on",
+            file_okay=False,
+            metavar="FOLDER",
+            help="Another device: write a folder that is run there; once it has results, read them.",
+        ),
+    ] = None,
     seed: Seed = 0,
     as_json: Json = False,
     debug: Debug = False,
@@ -49,6 +59,9 @@ def profile(
         from hwnas.profilers import LatencyStore
 
         task = load_task(space, seed)
+        if measure_on is not None and not measure_on.exists():
+            _prepare(task, measure_on, narrator, batch_size, threads, seconds=seconds, members=members, seed=seed)
+            return
         with LatencyStore(store or default_store()) as opened:
             found = _profile(
                 task,
@@ -59,6 +72,7 @@ def profile(
                 seconds=seconds,
                 members=members,
                 check=check,
+                results=measure_on,
                 seed=seed,
             )
     if as_json:
@@ -71,6 +85,36 @@ def profile(
         _raise_on_difference(found.get("fvcore"))
 
 
+def _prepare(
+    task: Task,
+    folder: Path,
+    narrator: Narrator,
+    batch_size: int,
+    threads: int,
+    *,
+    seconds: float,
+    members: int,
+    seed: int,
+) -> None:
+    from hwnas.profilers import OrtTarget, prepare_folder
+
+    narrator.stage("export the parts of the space")
+    prepare_folder(
+        folder,
+        task.make_space(),
+        task.example(batch_size),
+        OrtTarget(intra_op_threads=threads),
+        budget_s=seconds,
+        held_out=members,
+        seed=seed,
+        progress=narrator.progress,
+    )
+    narrator.say(
+        f"Copy {folder} to the device, run `python measure.py` in it there (Python 3.10, onnxruntime, numpy), copy it "
+        "back, and give the same command again."
+    )
+
+
 def _profile(
     task: Task,
     store: LatencyStore,
@@ -81,6 +125,7 @@ def _profile(
     seconds: float,
     members: int,
     check: bool,
+    results: Path | None,
     seed: int,
 ) -> dict[str, Any]:
     import numpy as np
@@ -95,10 +140,11 @@ def _profile(
     latency = OnnxRuntimeLatencyProfiler(
         space,
         example,
-        OrtTarget(intra_op_threads=threads),
+        OrtTarget(intra_op_threads=threads) if results is None else None,
         store=store,
         budget_s=seconds,
         seed=seed,
+        results=results,
         progress=narrator.progress,
     )
     narrator.stage(f"compare predictions with measurements of {members} members")

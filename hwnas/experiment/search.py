@@ -42,6 +42,7 @@ from hwnas.strategies import (
     RandomOneShot,
     SubnetSearch,
 )
+from hwnas.strategies.scored import ScoredOneShot
 
 # Two sessions on one machine differ by a few percent: what is chosen must fit with that much to spare, or it would
 # not when it is measured again.
@@ -241,9 +242,19 @@ class _Run:
         def scored(_: object, done: int, total: int) -> None:
             self.narrator.progress("score", done, total)
 
-        differentiable = {"darts": DARTS, "gumbel": GumbelDARTS, "proxyless": Proxyless}
+        differentiable = {"darts": DARTS, "gumbel": GumbelDARTS}
         if settings.strategy in differentiable:
             return differentiable[settings.strategy](ARC_LEARNING_RATE, budget=budget, seed=settings.seed)
+        if settings.strategy == "proxyless":
+            proxyless = Proxyless(
+                ARC_LEARNING_RATE,
+                budget=budget,
+                candidates=settings.evaluations,
+                max_recalibration_batches=RECALIBRATION_BATCHES,
+                seed=settings.seed,
+            )
+            proxyless.search.on_evaluation = scored
+            return proxyless
         if settings.strategy == "enas":
             enas = ENAS(
                 budget=budget,
@@ -267,7 +278,7 @@ class _Run:
             space = strategy.supernet
             return [sample_from_json(entry["sample"], space) for entry in self.folder.load("ranking.json")]
         scored: list[tuple[Sample, float | None]]
-        if isinstance(strategy, RandomOneShot):
+        if isinstance(strategy, ScoredOneShot):
             scored = [(member.sample, member.score) for member in strategy.ranking()]
         else:
             ranked = itertools.islice(strategy.ranked_samples(), self.settings.evaluations)

@@ -22,7 +22,7 @@ from hwnas.supernet import Softmax, kept_statistics
 def best_member(
     strategy: OneShotStrategy, run: Callable[[Any], None], *, max_batches: int | None = 20
 ) -> Iterator[None]:
-    """Make a super-net the member that `OneShotStrategy.ranked_samples` yields first, with statistics of its own.
+    """Make a super-net the member that the search prefers at present, with batch normalisation statistics of its own.
 
     The running statistics of a super-net are those of its mixture, or of all that was drawn, and fit no member. Those
     of the member are estimated on training batches; afterwards the super-net has its own again, bit for bit. No
@@ -45,7 +45,7 @@ def best_member(
     """
     supernet, relaxation = strategy.supernet, strategy.relaxation
     if isinstance(relaxation, Softmax):
-        relaxation.settle(next(iter(strategy.ranked_samples())))
+        relaxation.settle(strategy.present_sample())
     relaxation.eval()
     try:
         with kept_statistics(supernet):

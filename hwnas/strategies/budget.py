@@ -42,7 +42,9 @@ MAX_MEASURED_IN_VAIN = 100
 
 @runtime_checkable
 class MeasuringProfiler(Protocol):
-    """A profiler that predicts latencies and can measure whole members too."""
+    """A profiler that predicts latencies and can measure whole members too, where the device is this one."""
+
+    measures_here: bool
 
     def measure(self, samples: Sequence[Sample]) -> list[Measurement]:
         """Measure members, in their order."""
@@ -194,7 +196,7 @@ class Budget:
         timed = [
             (name, profiler, self.limits[name])
             for name, profiler in self.profilers.items()
-            if name in self.limits and isinstance(profiler, MeasuringProfiler)
+            if name in self.limits and isinstance(profiler, MeasuringProfiler) and profiler.measures_here
         ]
         if not timed:
             yield from samples

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import lightning as L
@@ -17,19 +17,16 @@ from hwnas.profilers.filters import ranges_in
 from hwnas.profilers.penalties import SampleProfilerPenalty
 from hwnas.profilers.profiler import Profiler
 from hwnas.space import Sample
-from hwnas.strategies.architecture_key import Key, architecture_key
 from hwnas.strategies.budget import Budget
 from hwnas.strategies.controller import Controller, drawable_values
 from hwnas.strategies.controller_training import ControllerTraining, Mode, Reward, preferred
 from hwnas.strategies.cost_labels import cost_labels
+from hwnas.strategies.drawn_search import DrawnSearch
 from hwnas.strategies.feasible import AnyFilter, FeasibleSampler
 from hwnas.strategies.policy_gradient import ControllerLearning, PolicyGradient
 from hwnas.strategies.random_oneshot import RandomOneShot
 from hwnas.strategies.search_reading import WatchedCost
-from hwnas.strategies.subnet_search import RankedSubnet, SubnetSearch
 from hwnas.supernet import MutationHook, OneHot
-
-_DRAWS_IN_VAIN = 1_000
 
 
 class ENAS(RandomOneShot):
@@ -138,7 +135,7 @@ class ENAS(RandomOneShot):
             )
         self.reward = Reward(reward_metric_name, mode, joined)
         super().__init__(filter, budget=budget, profilers=profilers, mutation_hooks=mutation_hooks, seed=seed)
-        self.search = ControllerSearch(
+        self.search = DrawnSearch(
             self._draws,
             evaluations=candidates,
             metric=self._score,
@@ -231,31 +228,3 @@ class ENAS(RandomOneShot):
         metric = np.average(metrics, weights=[extract_batch_size(batch) for batch in batches])
         assert isinstance(self.relaxation, OneHot)
         return self.reward.of(float(metric), self.relaxation.sample)[0]
-
-
-class ControllerSearch(SubnetSearch):
-    """Scores members in the order in which they are drawn, instead of evolving them.
-
-    Parameters
-    ----------
-    draws : callable
-        Takes the sampler, whose `accepts` says what is feasible; yields feasible samples.
-    **kwargs
-        See `SubnetSearch`.
-    """
-
-    def __init__(self, draws: Callable[[FeasibleSampler], Iterator[Sample]], **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.draws = draws
-
-    def _candidates(self, sampler: FeasibleSampler, scored: dict[Key, RankedSubnet]) -> Iterator[tuple[Sample, Key]]:
-        in_vain = 0
-        for sample in self.draws(sampler):
-            key = architecture_key(sampler.space, sampler.dimensions, sample)
-            if key not in scored:
-                in_vain = 0
-                yield sample, key
-            else:
-                in_vain += 1
-            if len(scored) >= self.evaluations or in_vain >= _DRAWS_IN_VAIN:
-                return

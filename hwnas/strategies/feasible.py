@@ -37,7 +37,7 @@ class FeasibleSampler:
         A callable is true for samples that are wanted; a mapping is the dictionary form of
         `hwnas.profilers.filters.as_filter`.
     weights : mapping of str to sequence of float, optional
-        Weights of the values of labels, in place of their own; only for draws within a range.
+        Weights of the values of labels, in the order of `grid_values`, in place of their own.
     seed : int
         At least 0.
     max_tries : int
@@ -154,7 +154,14 @@ class FeasibleSampler:
 
     def _unfiltered(self, rng: np.random.Generator) -> Sample:
         for _ in range(_QUICK_TRIES):
-            sample = {str(label): dimension.random_value(rng) for label, dimension in self.dimensions.items()}
+            sample = {str(label): self._value(str(label), rng) for label in self.dimensions}
             if self._structure.verdict(sample) is True:
                 return sample
         return self.space.random(random_state=rng)
+
+    def _value(self, label: str, rng: np.random.Generator) -> Any:
+        dimension, weights = self.dimensions[label], self._weights.get(label)
+        if weights is None:
+            return dimension.random_value(rng)
+        values = list(dimension.grid_values())
+        return values[rng.choice(len(values), p=np.divide(weights, sum(weights)))]

@@ -70,23 +70,48 @@ def most_probable_within(
         yield from sorted(drawn, key=lambda sample: log_probability(options, sample), reverse=True)
 
 
-def _drawn(sampler: FeasibleSampler, options: Options, filter: Filter, seed: int) -> list[Sample]:
-    """Return feasible samples, most likely with the most probable one among them."""
+def probable_draws(
+    space: Mutable, options: Options, filter: Filter | None = None, *, seed: int = 0
+) -> Iterator[Sample]:
+    """Yield feasible samples that pass a filter, drawn by their probabilities, without end.
+
+    Parameters
+    ----------
+    space, options, filter, seed
+        See `most_probable_within`.
+
+    Yields
+    ------
+    dict
+        A value for each label; the same at every call.
+
+    Raises
+    ------
+    BudgetError
+        When nothing that passes was found.
+    """
+    sampler = FeasibleSampler(space, filter, seed=seed)
+    yield from _settled(FeasibleSampler(space, filter, weights=_weights(sampler, options, 1), seed=seed), options)
+
+
+def _settled(sampler: FeasibleSampler, options: Options) -> Iterator[Sample]:
     # Of a choice with very many values only the preferred one is listed; no cost depends on it.
     settled = {label: ranked[0][0] for label, ranked in options.items() if len(ranked) == 1}
+    for number in itertools.count():
+        sample = sampler.sample(number)
+        preferred = {**sample, **settled}
+        yield preferred if sampler.accepts(preferred) else sample
 
-    def draws(source: FeasibleSampler) -> Iterator[Sample]:
-        for number in range(DRAWS):
-            sample = source.sample(number)
-            preferred = {**sample, **settled}
-            yield preferred if sampler.accepts(preferred) else sample
 
-    found = list(draws(sampler))
+def _drawn(sampler: FeasibleSampler, options: Options, filter: Filter, seed: int) -> list[Sample]:
+    """Return feasible samples, most likely with the most probable one among them."""
+    found = list(itertools.islice(_settled(sampler, options), DRAWS))
     power, different = 1, 2
     while different > 1 and power <= MAX_POWER:
         weights = _weights(sampler, options, power)
         try:
-            drawn = list(draws(FeasibleSampler(sampler.space, filter, weights=weights, seed=seed)))
+            powered = FeasibleSampler(sampler.space, filter, weights=weights, seed=seed)
+            drawn = list(itertools.islice(_settled(powered, options), DRAWS))
         except BudgetError:  # the weights of the feasible members are 0 in floating point
             break
         found += drawn

@@ -99,6 +99,10 @@ class OneShotStrategy(Strategy):
         """
         return []
 
+    def present_sample(self) -> Sample:
+        """Return what the search prefers at present; no member is scored for that."""
+        return next(iter(self.ranked_samples()))
+
     def watched_costs(self) -> dict[str, WatchedCost]:
         """Return the costs that the search looks at, by the names under which their expectations are logged."""
         return {}

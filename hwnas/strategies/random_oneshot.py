@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
 import lightning as L
 import numpy as np
-import torch
-from torch import nn
 
-from hwnas.evaluators import Evaluator, recalibrate_batch_norm
 from hwnas.nn import ModelSpace
 from hwnas.profilers.filters import ProfilerFilter, as_filter
 from hwnas.profilers.profiler import Profiler
 from hwnas.space import Sample
-from hwnas.space.sampling import fresh
-from hwnas.strategies.batches import load_batches, single_loader
 from hwnas.strategies.budget import Budget
-from hwnas.strategies.budgeted import BudgetedOneShot
 from hwnas.strategies.feasible import AnyFilter, FeasibleSampler
 from hwnas.strategies.member_sampling import MemberSampling, SamplingName, as_sampling
 from hwnas.strategies.member_training import MemberTraining
+from hwnas.strategies.scored import ScoredOneShot
 from hwnas.strategies.search_reading import WatchedCost
-from hwnas.strategies.subnet_search import RankedSubnet, SubnetSearch
+from hwnas.strategies.subnet_search import SubnetSearch
 from hwnas.supernet import MutationHook, OneHot, Relaxation
 
 
-class RandomOneShot(BudgetedOneShot):
+class RandomOneShot(ScoredOneShot):
     """Train a super-net on random feasible members, new ones for each batch, then search it.
 
     Random members follow the weights of the labels, the constraints, the filter and the budget. `sampling` says which
@@ -85,7 +79,6 @@ class RandomOneShot(BudgetedOneShot):
         self.filter = as_filter(filter) if isinstance(filter, Mapping) else filter
         self.sampling = as_sampling(sampling)
         self.search = SubnetSearch(seed=self.seed) if search is None else search
-        self._ranking: list[RankedSubnet] | None = None
 
     def make_relaxation(self, space: ModelSpace) -> Relaxation:
         """Return a relaxation with one active value for each label."""
@@ -120,47 +113,3 @@ class RandomOneShot(BudgetedOneShot):
         if isinstance(self.filter, ProfilerFilter):
             found["arch/expected_cost"] = WatchedCost(self.filter.profiler)
         return found
-
-    def run(
-        self,
-        space: ModelSpace,
-        evaluator: Evaluator,
-        *,
-        callbacks: Sequence[L.Callback] = (),
-        ckpt_path: str | Path | None = None,
-    ) -> None:
-        """Turn the space into a super-net and train it; see `OneShotStrategy.run`."""
-        self._ranking = None
-        super().run(space, evaluator, callbacks=callbacks, ckpt_path=ckpt_path)
-
-    def ranking(self) -> list[RankedSubnet]:
-        """Return all members that the search has scored, best first. The first call searches."""
-        if self._ranking is None:
-            self._ranking = self.search.run(
-                self.supernet,
-                train_batches=single_loader(self.evaluator.train_dataloaders, "train_dataloaders"),
-                val_batches=single_loader(self.evaluator.val_dataloaders, "val_dataloaders"),
-                filter=self.feasible(),
-                device=self._device(),
-            )
-        return self._ranking
-
-    def ranked_samples(self) -> Iterator[Sample]:
-        """Yield the samples of `ranking`."""
-        return (fresh(member.sample) for member in self.ranking())
-
-    def freeze(self, sample: Sample) -> nn.Module:
-        """Return a member as a plain model, with batch normalisation statistics of its own.
-
-        They are estimated on the batches on which those of the search were, so the model scores what it
-        scored there.
-        """
-        model = super().freeze(sample)
-        loader = single_loader(self.evaluator.train_dataloaders, "train_dataloaders")
-        search = self.search
-        recalibrate_batch_norm(model, load_batches(loader, search.max_recalibration_batches, seed=search.seed))
-        return model
-
-    def _device(self) -> torch.device | None:
-        """Return the device of the training; the trainer leaves the super-net on the CPU."""
-        return None if self._trainer is None else self._trainer.strategy.root_device

@@ -71,7 +71,7 @@ class SubnetSearch:
         Takes a model that computes the member, and the validation batches; gives a number, greater is better.
         The accuracy unless given.
     max_recalibration_batches : int, optional
-        Training batches for the statistics; None for all.
+        Training batches for the statistics; None for all, 0 to use the running statistics of the super-net.
     profiler : Profiler, optional
         Gives the cost that decides between equal scores; the profiler of the filter unless given.
     on_evaluation : callable, optional
@@ -109,9 +109,9 @@ class SubnetSearch:
             raise ValueError(
                 f"SubnetSearch: mutation_probability is {mutation_probability}; expected above 0 and at most 1"
             )
-        if max_recalibration_batches is not None and max_recalibration_batches < 1:
+        if max_recalibration_batches is not None and max_recalibration_batches < 0:
             raise ValueError(
-                f"SubnetSearch: max_recalibration_batches is {max_recalibration_batches}; expected at least 1, or None"
+                f"SubnetSearch: max_recalibration_batches is {max_recalibration_batches}; expected at least 0, or None"
             )
         self.evaluations = evaluations
         self.population = population
@@ -169,10 +169,14 @@ class SubnetSearch:
             seed=self.seed,
         ) as score:
             for sample, key in self._candidates(sampler, scored):
-                scored[key] = RankedSubnet(sample, score(sample), self._cost(sampler, sample), key)
+                scored[key] = RankedSubnet(sample, self._value(score(sample), sample), self._cost(sampler, sample), key)
                 if self.on_evaluation is not None:
                     self.on_evaluation(scored[key], len(scored), self.evaluations)
         return sorted(scored.values(), key=RankedSubnet.rank)
+
+    def _value(self, score: float, sample: Sample) -> float:
+        """Return by what a member is ranked."""
+        return score
 
     def _cost(self, sampler: FeasibleSampler, sample: Sample) -> float | None:
         return sampler.cost(sample) if self.profiler is None else self.profiler.profile(sample)

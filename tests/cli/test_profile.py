@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 
 import pytest
@@ -71,3 +72,17 @@ def test_a_store_that_cannot_be_opened_is_a_failure(run, tiny, tmp_path):
     result = run("profile", tiny, "--store", "store")
     assert result.exit_code == 1
     assert "--store" in result.stderr
+
+
+def test_measuring_on_another_device(run, tiny, tmp_path):
+    options = (tiny, "--batch-size", 2, "--seconds", 0.5, "--members", 3, "--measure-on", "folder")
+    prepared = run("profile", *options)
+    assert prepared.exit_code == 0, prepared.stderr
+    assert "python measure.py" in prepared.stderr
+    assert run("profile", *options).exit_code == 1  # not run yet
+    subprocess.run([sys.executable, "folder/measure.py"], cwd=tmp_path, check=True, capture_output=True, timeout=120)
+    result = run("profile", *options, "--json")
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert found["device"] == json.loads((tmp_path / "folder" / "results.json").read_text())["device"]
+    assert found["accuracy"]["n"] == 3

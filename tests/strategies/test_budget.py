@@ -374,6 +374,8 @@ def test_bad_dual_learning_rate():
 class Measured(Profiler):
     """Predicts `kit.costs` in milliseconds; members take `factor` times as long."""
 
+    measures_here = True
+
     def __init__(self, kit: Any, factors: dict[tuple[str, str], float], default: float = 1.0) -> None:
         super().__init__(kit.profiler().cost_model.scaled(1.0, "ms"))
         self.factors, self.default = factors, default

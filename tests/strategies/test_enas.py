@@ -467,7 +467,7 @@ def test_a_metric_that_is_no_reward(kit, metrics, name, message):
         ({"warmup_epochs": -1}, "warmup_epochs is -1; expected at least 0"),
         ({"mode": "best"}, "mode is 'best'; expected 'max' or 'min'"),
         ({"learning": {"clip": 0}}, "clip is 0; expected a number above 0"),
-        ({"max_recalibration_batches": 0}, "max_recalibration_batches is 0"),
+        ({"max_recalibration_batches": -1}, "max_recalibration_batches is -1"),
     ],
 )
 def test_bad_arguments(arguments, message):

@@ -124,3 +124,14 @@ def test_weights_take_the_place_of_priors(kit):
     counts = Counter(tuple(sampler.sample(i).values()) for i in range(900))
     assert set(counts) == {("conv1", "conv1"), ("conv1", "skip")}
     assert counts["conv1", "skip"] == pytest.approx(600, abs=60)
+
+
+def test_weights_take_the_place_of_priors_without_a_range_too():
+    weights = {"layer_1": [0.0, 1.0, 0.0], "layer_2": [1.0, 1.0, 2.0]}
+    sampler = FeasibleSampler(space(), weights=weights, seed=3)
+    n = 4000
+    counts = Counter(tuple(sampler.sample(i).values()) for i in range(n))
+    expected = {("conv1", "conv3"): n / 4, ("conv1", "conv1"): n / 4, ("conv1", "skip"): n / 2}
+    assert counts.keys() == expected.keys()
+    statistic = sum((counts[key] - expected[key]) ** 2 / expected[key] for key in expected)
+    assert statistic < 13.8  # chi-square, 2 degrees of freedom, p = 0.001

@@ -223,9 +223,9 @@ def test_seeds():
         {"population": 0},
         {"parents": 0},
         {"mutation_probability": 0},
-        {"max_recalibration_batches": 0},
+        {"max_recalibration_batches": -1},
     ],
 )
 def test_bad_arguments(kwargs):
-    with pytest.raises(ValueError, match=f"{next(iter(kwargs))} is 0"):
+    with pytest.raises(ValueError, match=f"{next(iter(kwargs))} is {next(iter(kwargs.values()))}"):
         SubnetSearch(**kwargs)

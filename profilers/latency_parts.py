@@ -1,0 +1,126 @@
+"""What has to be measured to predict the latency of every member of a space: its parts, and some whole members."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch import nn
+
+from hwnas.cost import CostModel
+from hwnas.export import export_many
+from hwnas.nn import ModelSpace
+from hwnas.profilers.measurement import Workload
+from hwnas.profilers.profiler import build_cost_model, domain_of, masked
+from hwnas.profilers.symbols import Table
+from hwnas.profilers.tracing import Inputs, trace_everywhere
+from hwnas.profilers.units import Identity, Workpiece, members, units_of
+from hwnas.space import Sample
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A unit of the space with the key of each of its members."""
+
+    name: str
+    labels: tuple[str, ...]
+    conditions: tuple[Table, ...]
+    keys: np.ndarray  # of str, one axis for each label
+    traffic: np.ndarray  # elements that enter and leave, in the same order
+
+
+class LatencyParts:
+    """The distinct parts of a space, modules without choices about structure at one shape, and whole members.
+
+    Parameters
+    ----------
+    space : ModelSpace
+        The space, before a strategy changes it.
+    example_inputs : Tensor or tuple of Tensor
+        What a member is called with.
+    """
+
+    def __init__(self, space: ModelSpace, example_inputs: Inputs) -> None:
+        self._inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+        self._catalog: dict[str, tuple[str, Workpiece]] = {}
+        traces = trace_everywhere(space, example_inputs)
+        # The traced copy holds the weights of every member, and nobody trains it.
+        self._members: ModelSpace = traces[0].space
+        self._space = space
+        domain = domain_of(space)
+        self._parts: list[_Part] = []
+        for trace in traces:
+            for unit in units_of(trace):
+                shape = [len(domain[label]) for label in unit.labels]
+                keys, traffic = np.empty(shape, dtype=object), np.zeros(shape)
+                for index, (sample, piece) in zip(np.ndindex(*shape), members(unit, domain), strict=True):
+                    identity = self._remember(f"{unit.name} {sample or ''}".strip(), piece)
+                    keys[index], traffic[index] = identity.key, identity.traffic
+                self._parts.append(_Part(unit.name, unit.labels, unit.conditions, keys, traffic))
+
+    @property
+    def keys(self) -> list[str]:
+        """Return the key of each member of each part; equal parts have equal keys."""
+        return [key for part in self._parts for key in part.keys.flat]
+
+    @property
+    def traffic(self) -> list[np.ndarray]:
+        """Return for each part the number of elements that enter and leave its members."""
+        return [part.traffic for part in self._parts]
+
+    def name(self, key: str) -> str:
+        """Return what a key stands for."""
+        return self._catalog[key][0]
+
+    def member(self, sample: Sample) -> str:
+        """Return the key of a whole member."""
+        model: nn.Module = self._members.freeze(sample)
+        return self._remember(f"member {sample}", Workpiece(model.eval(), self._inputs)).key
+
+    def tabulate(self, value: Callable[[str], float]) -> list[np.ndarray]:
+        """Return for each part a table of the values of its keys."""
+        return [np.vectorize(value, otypes=[float])(part.keys) for part in self._parts]
+
+    def add_up(self, tables: Sequence[np.ndarray], constant: float = 0.0) -> CostModel:
+        """Return the sum of one table for each part over the parts that a member runs, in milliseconds."""
+        parts = [
+            (part.name, masked(Table(part.labels, table), part.conditions))
+            for part, table in zip(self._parts, tables, strict=True)
+        ]
+        return build_cost_model(self._space, parts, unit="ms", constant=constant)
+
+    def workloads(self, keys: Sequence[str], progress: Progress | None = None) -> list[Workload]:
+        """Export what keys stand for.
+
+        Parameters
+        ----------
+        keys : sequence of str
+            Of parts, and of members that `member` has been asked for.
+        progress : callable, optional
+            Called with "export", how many are done and how many there are.
+        """
+        say = progress or (lambda what, done, total: None)
+        say("export", 0, len(keys))
+        pieces = [self._catalog[key][1] for key in keys]
+        models = export_many([piece.module for piece in pieces], [piece.inputs for piece in pieces])
+        say("export", len(keys), len(keys))
+        return [Workload(key, model, self._catalog[key][0]) for key, model in zip(keys, models, strict=True)]
+
+    def _remember(self, name: str, piece: Workpiece) -> Identity:
+        identity = piece.identify()
+        self._catalog.setdefault(identity.key, (name, piece))
+        return identity
+
+
+def random_members(space: ModelSpace, n: int, seed: int) -> list[Sample]:
+    """Return the members on which predictions are calibrated."""
+    return [space.random(random_state=seed + 1 + i) for i in range(n)]
+
+
+def held_out_members(space: ModelSpace, n: int, seed: int) -> list[Sample]:
+    """Return the members on which predictions are checked."""
+    rng = np.random.default_rng(seed)
+    return [space.random(random_state=rng) for _ in range(n)]
