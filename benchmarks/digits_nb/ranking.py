@@ -1,10 +1,10 @@
-"""How well a uniformly trained super-net ranks the members of digits-NB, with and without statistics of their own.
+"""How well single-path super-nets rank the members of digits-NB, with and without statistics of their own.
 
     python benchmarks/digits_nb/ranking.py [--seeds 10] [--journal build/digits_nb] [--out FILE]
 
-A super-net is trained on one random member for each batch. Then all 768 members are scored on the validation part
-with the weights that they share, once with the running statistics of the super-net and once with statistics of their
-own, and the rankings are compared with that of the table.
+A super-net is trained on random members, one for each batch or, for fair sampling, twelve. Then all 768 members are
+scored on the validation part with the weights that they share, once with the running statistics of the super-net and
+once with statistics of their own, and the rankings are compared with that of the table.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ OUT = ROOT / "benchmarks" / "results" / "digits_nb_ranking.json"
 
 def compare(line: dict[str, Any], truth: GroundTruth) -> dict[str, Any]:
     """Compare the scores of a super-net with the table."""
-    row = {key: line[key] for key in ("seed", "train_s", "score_s")}
+    row = {key: line[key] for key in ("sampling", "seed", "train_s", "score_s")}
     best = truth.test.mean(1)
     for name in ("own_statistics", "shared_statistics"):
         scores = np.array(line[name])
@@ -49,7 +49,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     journal = single_path_journal(arguments.journal)
-    lines = [single_path_scores(journal, seed) for seed in range(arguments.seeds)]
+    lines = [single_path_scores(journal, sampling, seed) for sampling in SINGLE_PATH for seed in range(arguments.seeds)]
     truth = GroundTruth.load()
     rows = [compare(line, truth) for line in lines]
     for row in rows:

@@ -75,7 +75,8 @@ def of_the_rankings(record: dict[str, Any]) -> str:
     for row in record["supernets"]:
         own, shared = row["own_statistics"], row["shared_statistics"]
         figures = [own["tau_val"], own["tau_test"], shared["tau_val"], shared["tau_test"]]
-        rows.append([str(row["seed"]), f"{row['train_s']:.0f}", *(f"{figure:.2f}" for figure in figures)])
+        name = f"{row['sampling']}, {row['seed']}"
+        rows.append([name, f"{row['train_s']:.0f}", *(f"{figure:.2f}" for figure in figures)])
     head = ["super-net", "seconds", "own, validation", "own, test", "shared, validation", "shared, test"]
     return markdown(head, rows)
 
