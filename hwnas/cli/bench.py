@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from hwnas.cli.console import narration
-from hwnas.cli.exit_codes import exit_codes
+from hwnas.cli.exit_codes import UsageError, exit_codes
 from hwnas.cli.options import Debug, Json
 from hwnas.cli.output import print_json, print_rich
 
@@ -23,22 +23,36 @@ def _group() -> None:
 
 @app.command()
 def kernels(
+    operators: Annotated[
+        list[str] | None, typer.Argument(metavar="[OPERATOR]...", help="Which operators, mixed_sum for one; else all.")
+    ] = None,
     threads: Annotated[int, typer.Option("--threads", min=1, help="Threads of every contender.")] = 1,
+    seconds: Annotated[float, typer.Option("--seconds", min=0.0, help="Time for each row of the table.")] = 1.0,
     compiled: Annotated[
         bool, typer.Option("--compile/--no-compile", help="Measure torch.compile too; needs a C++ compiler.")
     ] = True,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Compare the native kernels with eager PyTorch, torch.compile and a plain copy."""
+    """Compare the native kernels with eager PyTorch, torch.compile and what the machine allows."""
     with exit_codes(debug=debug), narration() as narrator:
-        from hwnas.kernels.bench import COUNTS, PHASES, SIZES, bench, table
+        from hwnas.kernels import bench
 
-        narrator.stage("measure mixed_sum")
-        total, begun = len(SIZES) * len(COUNTS) * len(PHASES), itertools.count()
-        rows = bench(threads, compiled=compiled, progress=lambda what: narrator.progress("kernels", next(begun), total))
-        narrator.progress("kernels", total, total)
+        try:
+            cases = bench.cases(operators or ())
+        except ValueError as error:
+            raise UsageError(str(error)) from None
+        narrator.stage("measure the native kernels")
+        total, begun = sum(len(case.phases) for case in cases), itertools.count()
+        rows = bench.measure(
+            cases,
+            threads,
+            seconds,
+            compiled=compiled,
+            progress=lambda what: narrator.progress("rows", next(begun), total),
+        )
+        narrator.progress("rows", total, total)
     if as_json:
         print_json({"rows": [asdict(row) for row in rows]})
     else:
-        print_rich(table(rows))
+        print_rich(bench.table(rows))

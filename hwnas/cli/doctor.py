@@ -127,6 +127,12 @@ def _kernels() -> Iterator[Finding]:
 
         # Without a CUDA device nobody misses them.
         yield Finding("CUDA kernels", WARN if torch.cuda.is_available() else OK, f"not in use: {cuda['reason']}")
+    for operator, reasons in found["operators"].items():
+        in_use = [device for device in ("cpu", "cuda") if reasons[device] is None]
+        # A module that can be used, but not for this operator.
+        lacking = [reasons[device] for device in ("cpu", "cuda") if found[device]["usable"] and reasons[device]]
+        kernels = f"compiled for {' and '.join(in_use)}" if in_use else "plain PyTorch"
+        yield Finding(f"operator {operator}", WARN if lacking else OK, "; ".join([kernels, *lacking]))
 
 
 def _store(path: Path) -> Iterator[Finding]:

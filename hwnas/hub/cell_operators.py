@@ -62,6 +62,8 @@ class Zero(nn.Module):
         By which height and width are divided.
     """
 
+    always_zero = True  # a super-net leaves it out of mixtures
+
     def __init__(self, stride: int) -> None:
         super().__init__()
         self.stride = stride

@@ -18,6 +18,8 @@ CELL = "cell"
 class Zero(nn.Module):
     """No connection: zeros of the shape of the input."""
 
+    always_zero = True  # a super-net leaves it out of mixtures
+
     def forward(self, x: Tensor) -> Tensor:
         """Map shape (*) to zeros of shape (*)."""
         return torch.zeros_like(x)

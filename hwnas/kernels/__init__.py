@@ -2,7 +2,23 @@
 
 from __future__ import annotations
 
+from hwnas.kernels.dwconv2d import dwconv2d, dwconv2d_reference
+from hwnas.kernels.mask_scale import mask_scale, mask_scale_reference
+from hwnas.kernels.mixed_bn_sum import mixed_bn_sum, mixed_bn_sum_reference
 from hwnas.kernels.mixed_sum import mixed_sum, mixed_sum_reference
 from hwnas.kernels.native import describe
+from hwnas.kernels.slice_pack import slice_pack, slice_unpack
 
-__all__ = ["describe", "mixed_sum", "mixed_sum_reference"]
+__all__ = [
+    "describe",
+    "dwconv2d",
+    "dwconv2d_reference",
+    "mask_scale",
+    "mask_scale_reference",
+    "mixed_bn_sum",
+    "mixed_bn_sum_reference",
+    "mixed_sum",
+    "mixed_sum_reference",
+    "slice_pack",
+    "slice_unpack",
+]

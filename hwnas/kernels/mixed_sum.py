@@ -55,19 +55,20 @@ def mixed_sum(weights: Tensor, tensors: Sequence[Tensor]) -> Tensor:
         There are no tensors; the number of weights, a shape or a device does not match.
     """
     tensors = tuple(tensors)
-    if not _all_alike(weights, tensors):
-        _check(weights, tensors)
-    reason = unsupported_reason(weights, tensors)
     if torch.compiler.is_compiling():
-        if reason is None:
+        _check(weights, tensors)
+        if unsupported_reason(weights, tensors) is None:
             return torch.ops.hwnas.mixed_sum(weights, tensors)  # type: ignore[no-any-return]
         return mixed_sum_reference(weights, tensors)
-    if reason is not None:
-        native.warn_if_missing(tensors[0].device)
-        return mixed_sum_reference(weights, tensors)
+    addresses = _usual_addresses(weights, tensors)
+    if addresses is None or weights.shape != (len(tensors),):
+        _check(weights, tensors)
+        if unsupported_reason(weights, tensors) is not None:
+            native.warn_if_missing(tensors[0].device)
+            return mixed_sum_reference(weights, tensors)
     if torch.is_grad_enabled() and (weights.requires_grad or any(x.requires_grad for x in tensors)):
-        return _MixedSum.apply(weights, *tensors)  # type: ignore[no-any-return, no-untyped-call]
-    return _native_forward(weights, tensors, layout_of(tensors[0]))
+        return _apply(addresses, weights, *tensors)  # type: ignore[no-any-return, no-untyped-call]
+    return _native_forward(weights, tensors, addresses)
 
 
 def mixed_sum_reference(weights: Tensor, tensors: Sequence[Tensor]) -> Tensor:
@@ -126,22 +127,16 @@ def unsupported_reason(weights: Tensor, tensors: Sequence[Tensor]) -> str | None
     return native.unavailable_reason(first.device)
 
 
-def _all_alike(weights: Tensor, tensors: Sequence[Tensor]) -> bool:
-    """Whether `_check` would find nothing, in less time than the sum of two small tensors takes."""
-    first = tensors[0] if tensors else None
-    if not isinstance(first, Tensor) or not first.is_floating_point():
-        return False
-    dtype, shape, device = first.dtype, first.shape, first.device
-    for x in tensors:
-        if not isinstance(x, Tensor) or x.dtype != dtype or x.shape != shape or x.device != device:
-            return False
-    return (
-        isinstance(weights, Tensor)
-        and weights.is_floating_point()
-        and weights.device == device
-        and weights.dim() == 1
-        and weights.shape[0] == len(tensors)
-    )
+def _usual_addresses(weights: Tensor, tensors: tuple[Tensor, ...]) -> list[int] | None:
+    """Addresses of the usual arguments, on which `unsupported_reason` finds nothing, the weights' last; else None.
+
+    The tensors are then also as `_check` wants them. To look at everything one by one takes longer than a small sum.
+    """
+    addresses = native.alike(tensors, weights)
+    if addresses is None or native.watched_reason() or native.unavailable_reason(weights.device):
+        return None
+    few = native.CUDA is None or len(tensors) <= native.CUDA.MIXED_SUM_MAX_COUNT
+    return addresses if few else None
 
 
 def _check(weights: Tensor, tensors: Sequence[Tensor]) -> None:
@@ -175,28 +170,30 @@ def _check(weights: Tensor, tensors: Sequence[Tensor]) -> None:
 # --- the compiled kernels -----------------------------------------------------------------------------------
 
 
-def _native_forward(weights: Tensor, tensors: Sequence[Tensor], layout: int) -> Tensor:
+def _native_forward(weights: Tensor, tensors: Sequence[Tensor], addresses: list[int] | None) -> Tensor:
+    """Call the kernel. Without addresses, tensors and weights are brought into the form that it takes."""
+    if addresses is None:
+        tensors = as_laid_out(tensors, layout_of(tensors[0]))
+        weights = native.as_accumulators(weights, tensors[0].dtype)
+        addresses = [x.data_ptr() for x in (*tensors, weights)]
     first = tensors[0]
-    inputs = as_laid_out(tensors, layout)
-    scalars = native.as_accumulators(weights, first.dtype)
-    out = torch.empty_like(inputs[0])
+    out = torch.empty_like(first)
     module, where = native.where(first.device)
-    module.mixed_sum(
-        native.DTYPE_CODES[first.dtype],
-        scalars.data_ptr(),
-        [x.data_ptr() for x in inputs],
-        out.data_ptr(),
-        out.numel(),
-        *where,
-    )
+    *inputs, scalars = addresses
+    module.mixed_sum(native.DTYPE_CODES[first.dtype], scalars, inputs, out.data_ptr(), out.numel(), *where)
     return out
 
 
-def _native_backward(grad: Tensor, weights: Tensor, tensors: Sequence[Tensor], wanted: _Wanted) -> _Gradients:
+def _native_backward(
+    grad: Tensor, weights: Tensor, tensors: Sequence[Tensor], wanted: _Wanted, addresses: list[int] | None
+) -> _Gradients:
+    """Call the kernel. Without addresses, tensors and weights are brought into the form that it takes."""
+    scalars = weights
+    if addresses is None:
+        grad, *tensors = as_laid_out((grad, *tensors), wanted.layout)
+        scalars = native.as_accumulators(weights, grad.dtype)
+        addresses = [x.data_ptr() for x in (grad, *tensors, scalars)]
     code = native.DTYPE_CODES[grad.dtype]
-    (grad,) = as_laid_out([grad], wanted.layout)
-    inputs = as_laid_out(tensors, wanted.layout) if wanted.weights else []
-    scalars = native.as_accumulators(weights, grad.dtype)
     grad_weights = torch.empty_like(scalars) if wanted.weights else None
     grad_tensors = [torch.empty_like(grad) if need else None for need in wanted.tensors]
     module, where = native.where(grad.device)
@@ -205,11 +202,12 @@ def _native_backward(grad: Tensor, weights: Tensor, tensors: Sequence[Tensor], w
         size = module.mixed_sum_partials(code, grad.numel(), len(grad_tensors)) if wanted.weights else 0
         partials = scalars.new_empty(size)
         workspace = (partials.data_ptr(),)
+    grad_address, *inputs, scalars_address = addresses
     module.mixed_sum_backward(
         code,
-        grad.data_ptr(),
-        scalars.data_ptr(),
-        [x.data_ptr() for x in inputs],
+        grad_address,
+        scalars_address,
+        inputs,
         [0 if x is None else x.data_ptr() for x in grad_tensors],
         0 if grad_weights is None else grad_weights.data_ptr(),
         *workspace,
@@ -241,27 +239,33 @@ def _backward(grad: Tensor, weights: Tensor, tensors: Sequence[Tensor], wanted: 
     `tensors` may be empty where the gradient of the weights is not wanted.
     """
     # Gradients are enabled here only under create_graph=True: somebody wants to differentiate what follows.
-    native_can = not torch.is_grad_enabled() and unsupported_reason(weights, (grad, *tensors)) is None
-    backward = _native_backward if native_can else _reference_backward
-    return backward(grad, weights, tensors, wanted)
+    if not torch.is_grad_enabled():
+        addresses = _usual_addresses(weights, (grad, *tensors)) if layout_of(grad) == wanted.layout else None
+        if addresses is not None or unsupported_reason(weights, (grad, *tensors)) is None:
+            return _native_backward(grad, weights, tensors, wanted, addresses)
+    return _reference_backward(grad, weights, tensors, wanted)
 
 
 class _MixedSum(torch.autograd.Function):
     """The eager path: the compiled kernel without the dispatcher, which costs more than a small sum."""
 
     @staticmethod
-    def forward(ctx: Any, weights: Tensor, *tensors: Tensor) -> Tensor:
+    def forward(ctx: Any, addresses: list[int] | None, weights: Tensor, *tensors: Tensor) -> Tensor:
         ctx.layout = layout_of(tensors[0])
-        ctx.save_for_backward(weights, *(tensors if ctx.needs_input_grad[0] else ()))
-        return _native_forward(weights, tensors, ctx.layout)
+        ctx.save_for_backward(weights, *(tensors if ctx.needs_input_grad[1] else ()))
+        return _native_forward(weights, tensors, addresses)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         weights, *tensors = ctx.saved_tensors
-        need_weights, *need_tensors = ctx.needs_input_grad
+        _, need_weights, *need_tensors = ctx.needs_input_grad
         wanted = _Wanted(need_weights, need_tensors, ctx.layout)
         grad_weights, grad_tensors = _backward(grad, weights, tensors, wanted)
-        return grad_weights, *grad_tensors
+        return None, grad_weights, *grad_tensors
+
+
+# What Function.apply does besides concerns torch.func, which has been ruled out when this is called.
+_apply = super(torch.autograd.Function, _MixedSum).apply
 
 
 # --- the operator, for torch.compile ------------------------------------------------------------------------
@@ -278,7 +282,7 @@ LIBRARY.define(
 def _op(weights: Tensor, tensors: Sequence[Tensor]) -> Tensor:
     layout = layout_of(tensors[0])
     if unsupported_reason(weights, tensors) is None:
-        return _native_forward(weights, tensors, layout)
+        return _native_forward(weights, tensors, None)
     result = mixed_sum_reference(weights, tensors).to(tensors[0].dtype)
     return result.contiguous(memory_format=FORMATS[layout])
 

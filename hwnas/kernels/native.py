@@ -4,6 +4,8 @@ Two environment variables are read once, at import:
 
 - ``HWNAS_NATIVE=0`` switches the compiled kernels off;
 - ``HWNAS_CPU_ISA=base|avx2|avx512`` chooses the instruction set of the CPU kernels; else the fastest.
+
+`disabled` switches them off for a while.
 """
 
 from __future__ import annotations
@@ -11,8 +13,10 @@ from __future__ import annotations
 import functools
 import importlib
 import os
+import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
@@ -22,6 +26,14 @@ from torch.autograd import forward_ad
 
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float64: 2}
 """Element types of the kernels and the numbers by which the compiled modules know them."""
+
+
+PLAIN = {Tensor, torch.nn.Parameter}
+"""Types of tensors that are nothing but tensors: a subclass may mean something else by its operations."""
+
+
+OPERATORS = ("mixed_sum", "mixed_bn_sum", "dwconv2d", "mask_scale", "slice_pack")
+"""Names of the operators, which are also those of their functions in the compiled modules."""
 
 
 def accumulator(dtype: torch.dtype) -> torch.dtype:
@@ -64,6 +76,38 @@ CPU, _cpu_problem = _load("_cpu")
 CUDA, _cuda_problem = _load("_cuda")
 if CPU is not None:
     _select_isa(CPU)
+# Torch has the interface from 2.10 on.
+_can_look = hasattr(Tensor, "__dlpack_c_exchange_api__") and hasattr(CPU, "use_exchange_api")
+if CPU is not None and _can_look:
+    CPU.use_exchange_api(Tensor.__dlpack_c_exchange_api__, list(PLAIN))
+
+
+_blocks_without = 0
+_lock = threading.Lock()
+
+
+@contextmanager
+def disabled() -> Iterator[None]:
+    """Use plain PyTorch in place of the compiled kernels inside a ``with`` block, to compare both.
+
+    This holds for the whole process, also for threads that autograd or a data loader started. Blocks may be
+    nested and may overlap in several threads: the kernels come back when the last one ends. A backward pass
+    follows its forward pass where the kernel kept what only it can use.
+
+    Examples
+    --------
+    >>> with disabled():
+    ...     unavailable_reason(torch.device("cpu"))
+    'the compiled kernels are switched off by native.disabled()'
+    """
+    global _blocks_without
+    with _lock:
+        _blocks_without += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _blocks_without -= 1
 
 
 @functools.cache
@@ -86,6 +130,8 @@ def unavailable_reason(device: torch.device) -> str | None:
     str or None
         The reason, None when the kernels can be used.
     """
+    if _blocks_without:
+        return "the compiled kernels are switched off by native.disabled()"
     if device.type == "cpu":
         return None if CPU is not None else _cpu_problem
     if device.type == "cuda":
@@ -107,10 +153,10 @@ def warn_if_missing(device: torch.device) -> None:
     Parameters
     ----------
     device : torch.device
-        Where the tensors live. Device types for which there are no kernels at all cause no warning, nor does
-        ``HWNAS_NATIVE=0``.
+        Where the tensors live. Device types for which there are no kernels at all cause no warning, nor do
+        ``HWNAS_NATIVE=0`` and `disabled`.
     """
-    if not ENABLED or device.type not in ("cpu", "cuda") or device.type in _warned:
+    if not ENABLED or _blocks_without or device.type not in ("cpu", "cuda") or device.type in _warned:
         return
     reason = unavailable_reason(device)
     if reason is not None:
@@ -138,7 +184,7 @@ def no_address_reason(tensors: Sequence[Tensor]) -> str | None:
         The reason, None when the addresses may be used.
     """
     for x in tensors:
-        if type(x) is not Tensor and type(x) is not torch.nn.Parameter:
+        if type(x) not in PLAIN:
             return f"a {type(x).__name__} is among the arguments"
         if x.layout is not torch.strided:
             return f"a tensor of layout {x.layout} is among the arguments"
@@ -146,15 +192,47 @@ def no_address_reason(tensors: Sequence[Tensor]) -> str | None:
             return "a lazily negated view is among the arguments"
     if tensors[0].numel() == 0:
         return "the tensors are empty"
+    return watched_reason()
+
+
+def watched_reason() -> str | None:
+    """Say who must see every operation of PyTorch, so that none may be replaced by a kernel.
+
+    Returns
+    -------
+    str or None
+        The reason, None when nobody does.
+    """
     if torch._C._len_torch_dispatch_stack() > 0:
         return "a dispatch mode is active and must see every operation"
     if torch._C._are_functorch_transforms_active():
         return "a torch.func transform is active"
     if forward_ad._current_level >= 0:
         return "forward-mode differentiation is active"
-    if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+    if torch._C._is_tracing():
         return "the program is being traced"
     return None
+
+
+def alike(tensors: tuple[Tensor, ...], scalars: Tensor | None = None) -> list[int] | None:
+    """Take one quick look at tensors, for operators on which the usual checks would take longer than the work.
+
+    Parameters
+    ----------
+    tensors : tuple of Tensor
+        What to look at.
+    scalars : Tensor, shape (K,), optional
+        Accumulators that go with the tensors.
+
+    Returns
+    -------
+    list of int or None
+        Addresses of the tensors, and of the scalars: plain tensors, not lazily negated. The tensors have one type,
+        for which there are kernels, one shape and one device, and lie in memory in the same order, contiguous or
+        channels-last. The scalars are contiguous, of their accumulator's type and on their device. None when
+        something differs or cannot be told: then look at each more closely.
+    """
+    return CPU.alike(tensors, scalars) if CPU is not None and _can_look else None
 
 
 def where(device: torch.device) -> tuple[Any, tuple[int, ...]]:
@@ -194,19 +272,30 @@ def describe() -> dict[str, Any]:
         ``cpu`` : dict of ``usable``, ``reason`` (None when usable), ``isa`` (the instruction set in use, or
         None), ``supported_isas``, ``openmp`` (bool), ``threads`` (for the next call), ``path`` (of the
         module);
-        ``cuda`` : dict of ``built``, ``usable``, ``reason`` (None when usable), ``path``.
+        ``cuda`` : dict of ``built``, ``usable``, ``reason`` (None when usable), ``path``;
+        ``operators`` : dict from each name in `OPERATORS` to a dict of ``cpu`` and ``cuda``, why there is no kernel
+        of it in use on that device, None where there is.
     """
-    cpu: dict[str, Any] = {"usable": CPU is not None, "reason": unavailable_reason(torch.device("cpu"))}
+    reason = unavailable_reason(torch.device("cpu"))
+    cpu: dict[str, Any] = {"usable": reason is None, "reason": reason}
     if CPU is not None:
         cpu |= {"isa": CPU.current_isa(), "supported_isas": CPU.supported_isas(), "openmp": CPU.OPENMP}
     else:
         cpu |= {"isa": None, "supported_isas": [], "openmp": False}
     cpu |= {"threads": torch.get_num_threads(), "path": getattr(CPU, "__file__", None)}
-    reason = _cuda_problem if CUDA is None else _cuda_unusable(0) or None
+    reason = unavailable_reason(torch.device("cuda", 0))
     cuda = {
         "built": CUDA is not None,
         "usable": reason is None,
         "reason": reason,
         "path": getattr(CUDA, "__file__", None),
     }
-    return {"enabled": ENABLED, "cpu": cpu, "cuda": cuda}
+    operators = {name: {"cpu": _missing(name, CPU, cpu), "cuda": _missing(name, CUDA, cuda)} for name in OPERATORS}
+    return {"enabled": ENABLED, "cpu": cpu, "cuda": cuda, "operators": operators}
+
+
+def _missing(operator: str, module: ModuleType | None, device: dict[str, Any]) -> str | None:
+    if device["usable"] and not hasattr(module, operator):
+        return f"the compiled module {device['path']} is older than hwnas and does not have it: install hwnas again"
+    reason: str | None = device["reason"]
+    return reason

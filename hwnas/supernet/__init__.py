@@ -3,7 +3,7 @@
 from hwnas.supernet.base import BaseSuperNetModule
 from hwnas.supernet.behind_cell import BehindCell
 from hwnas.supernet.binary_gates import BinaryGates
-from hwnas.supernet.candidate_norm import CandidateNorm, MixedCandidates, normalise_candidates
+from hwnas.supernet.candidate_norm import CandidateNorm, normalise_candidates
 from hwnas.supernet.differentiable_mutator import DifferentiableMutator
 from hwnas.supernet.gumbel_softmax import GumbelSoftmax
 from hwnas.supernet.hooks import (
@@ -18,6 +18,7 @@ from hwnas.supernet.hooks import (
 from hwnas.supernet.kept_statistics import kept_statistics
 from hwnas.supernet.mixed_attention import MixedMultiheadAttention
 from hwnas.supernet.mixed_batch_norm import MixedBatchNorm1d, MixedBatchNorm2d, MixedBatchNorm3d
+from hwnas.supernet.mixed_candidates import MixedCandidates
 from hwnas.supernet.mixed_cell import MixedCell, MixedFactoryChoice
 from hwnas.supernet.mixed_conv import MixedConv1d, MixedConv2d, MixedConv3d, MixedConvolution
 from hwnas.supernet.mixed_conv_transpose import MixedConvTranspose1d, MixedConvTranspose2d, MixedConvTranspose3d

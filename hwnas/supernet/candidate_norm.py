@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import functools
-import types
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
-from typing_extensions import Self
 
 from hwnas.errors import TrainingError
-from hwnas.space import Mutable, MutableExpression, Sample
-from hwnas.supernet.base import BaseSuperNetModule
+from hwnas.kernels import mixed_bn_sum
+from hwnas.space import MutableExpression
+from hwnas.supernet.affine_free import AffineFreeBatchNorm
+from hwnas.supernet.last_norm import BeforeNorm, last_layer, mismatch, update_statistics, whole_reason
+from hwnas.supernet.mixed_candidates import MixedCandidates
 from hwnas.supernet.mixed_operation import MixedOperation, width_mask
 from hwnas.supernet.mixture import Mixture
 from hwnas.supernet.relaxation import Relaxation
@@ -36,36 +35,12 @@ _ONE_DIMENSIONAL = (
 )
 
 
-class MixedCandidates(BaseSuperNetModule):
-    """A module that mixes the outputs of candidates.
+class _Term(NamedTuple):
+    """An output as `mixed_bn_sum` takes it."""
 
-    Attributes
-    ----------
-    norm : CandidateNorm, optional
-        Normalises them first; see `normalise_candidates`.
-    """
-
-    norm: CandidateNorm | None = None
-
-    def named_candidates(self) -> dict[Any, list[nn.Module]]:
-        """Return by its name what each candidate consists of."""
-        raise NotImplementedError(f"{type(self).__name__} does not say what its candidates are (named_candidates)")
-
-    def mix(self, mixture: Mixture, candidates: Sequence[nn.Module], outputs: Sequence[Any]) -> Any:
-        """Mix outputs, normalised where that was asked for.
-
-        Parameters
-        ----------
-        mixture : Mixture
-            Of the names of the candidates.
-        candidates : sequence of torch.nn.Module
-            Those that are active.
-        outputs : sequence
-            What they gave out.
-        """
-        if self.norm is None:
-            return mixture.combine(outputs)
-        return self.norm(mixture, candidates, outputs)
+    y: Any
+    eps: float | None  # None: it is added as it is
+    norm: _BatchNorm | None = None  # has running statistics to be updated
 
 
 class CandidateNorm:
@@ -82,6 +57,11 @@ class CandidateNorm:
     A normalisation undoes the mask of a width that is a mixture; it is applied again. The width of the output is
     that of the last layer of a candidate which tells one. Where none does, for pooling and skip alone, and the
     super-net mixes widths, outputs pass as they are.
+
+    Where several candidates are active, normalising and mixing are one operation, `hwnas.kernels.mixed_bn_sum`; a batch
+    normalisation at the end of a candidate is part of it, and its running statistics are updated as always.
+    `unfused_reason` says why not, and `hwnas.supernet.last_norm.whole_reason` why a candidate runs as a whole. Neither
+    changes what is computed.
 
     In evaluation mode of the relaxation one architecture runs, and what it computes is what it computes when it is
     frozen: nothing is normalised there.
@@ -118,8 +98,65 @@ class CandidateNorm:
         """
         if mixture.weights is None and not self.relaxation.training:
             return outputs[0]
-        pairs = zip(candidates, outputs, strict=True)
-        return mixture.combine([y if _ends_normalised(candidate) else self._normalised(y) for candidate, y in pairs])
+        terms = [self._term(*pair) for pair in zip(candidates, outputs, strict=True)]
+        if self._unfused_reason(mixture, terms) is None:
+            return _fused(mixture, terms)
+        return mixture.combine(
+            [
+                y.finish() if isinstance(y, BeforeNorm) else y if _ends_normalised(candidate) else self._normalised(y)
+                for candidate, y in zip(candidates, outputs, strict=True)
+            ]
+        )
+
+    def takes_over(self, mixture: Mixture, candidate: nn.Module) -> bool:
+        """Tell whether a candidate leaves its last batch normalisation to this."""
+        return mixture.weights is not None and _ends_normalised(candidate) and whole_reason(candidate) is None
+
+    def unfused_reason(self, mixture: Mixture, candidates: Sequence[nn.Module], outputs: Sequence[Any]) -> str | None:
+        """Say why outputs are normalised one by one and mixed then, and not in one operation.
+
+        Parameters
+        ----------
+        mixture, candidates, outputs
+            See `MixedCandidates.mix`.
+
+        Returns
+        -------
+        str or None
+            The reason, None when normalising and mixing are one operation. The results are the same.
+        """
+        terms = [self._term(*pair) for pair in zip(candidates, outputs, strict=True)]
+        return self._unfused_reason(mixture, terms)
+
+    def _unfused_reason(self, mixture: Mixture, terms: Sequence[_Term]) -> str | None:
+        if mixture.weights is None:
+            return "one candidate is active"
+        first = terms[0].y
+        for term in terms:
+            if not (isinstance(term.y, Tensor) and term.y.is_floating_point()):
+                return f"a candidate gave out a {type(term.y).__name__} that is no tensor of floating-point numbers"
+            if (term.y.dtype, term.y.device, term.y.shape) != (first.dtype, first.device, first.shape):
+                return "the outputs differ in type, device or shape"
+        if all(term.eps is None for term in terms):
+            return "no output is to be normalised"
+        if first.numel() <= first.shape[1]:
+            return f"shape {tuple(first.shape)} has not two values for each channel"
+        norms = [term.norm for term in terms if term.norm is not None]
+        if len(set(map(id, norms))) < len(norms):
+            return "candidates share a batch normalisation"
+        return next((reason for norm in norms if (reason := mismatch(norm, first))), None)
+
+    def _term(self, candidate: nn.Module, output: Any) -> _Term:
+        if isinstance(output, BeforeNorm):
+            return _Term(output.y, output.norm.eps, output.norm)
+        if _ends_normalised(candidate) or not self._has_channels(output):
+            return _Term(output, None)
+        width = self._width(output.shape[1])
+        if width is None and self.mixes_widths:
+            return _Term(output, None)
+        if isinstance(width, Mixture):
+            return _Term(self._normalised(output), None)
+        return _Term(output, EPS)
 
     def _normalised(self, y: Any) -> Any:
         if not self._has_channels(y):
@@ -151,70 +188,6 @@ class CandidateNorm:
                 found: int | Mixture = present
                 return found
         return None
-
-
-class AffineFreeBatchNorm(BaseSuperNetModule):
-    """A batch normalisation in a candidate: without scale and shift during the search, with them in a frozen member.
-
-    They are 1 and 0 then, as in the search. Until then they are no parameters, so nothing trains them.
-    """
-
-    _affine: dict[str, nn.Parameter]
-
-    @classmethod
-    def take_over(cls, module: nn.Module, relaxation: Relaxation) -> None:
-        """Make a batch normalisation one of this class, in place; wherever it is held, it stays the same object."""
-        if isinstance(module, cls) or not isinstance(module, _BatchNorm) or module.weight is None:
-            return
-        affine = {name: parameter for name, parameter in module._parameters.items() if parameter is not None}
-        nn.init.ones_(affine["weight"])
-        if "bias" in affine:
-            nn.init.zeros_(affine["bias"])
-        taken: Any = module
-        kind: Any = type(module)
-        taken.__class__ = _affine_free(kind)
-        taken.attach(relaxation)
-        taken._affine = affine
-        taken._hide()
-
-    def _hide(self) -> None:
-        self._parameters.update(dict.fromkeys(self._affine))
-        self.affine = False
-
-    @contextmanager
-    def _shown(self) -> Iterator[None]:
-        self._parameters.update(self._affine)
-        self.affine = True
-        try:
-            yield
-        finally:
-            self._hide()
-
-    def own_mutables(self) -> Iterator[Mutable]:
-        """Yield the choices among the arguments, if there are any."""
-        yield from self.sub_mutables()
-
-    def lower(self, sample: Sample, memo: dict[int, Any]) -> nn.Module:
-        """Freeze to a batch normalisation with scale and shift."""
-        with self._shown():
-            lowered = super().lower(sample, memo)
-        vars(lowered).pop("_affine", None)
-        return lowered
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Move to another device or type, scale and shift too."""
-        with self._shown():
-            super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-            self._affine = {name: found for name in self._affine if (found := self._parameters[name]) is not None}
-        return self
-
-
-@functools.cache
-def _affine_free(kind: Any) -> Any:
-    namespace = {"__module__": __name__, "__doc__": f"`{kind.__qualname__}` in a candidate, without scale and shift."}
-    return types.new_class(
-        f"AffineFree{kind.__name__}", (AffineFreeBatchNorm, kind), exec_body=lambda ns: ns.update(namespace)
-    )
 
 
 def normalise_candidates(supernet: nn.Module) -> None:
@@ -283,6 +256,20 @@ def _output_width(part: nn.Module) -> Iterator[int | MutableExpression]:
 
 def _ends_normalised(candidate: nn.Module) -> bool:
     """Tell whether the last layer of a candidate is a batch normalisation without scale and shift."""
-    if type(candidate) is nn.Sequential and len(candidate) > 0:
-        return _ends_normalised(candidate[-1])
-    return isinstance(candidate, AffineFreeBatchNorm)
+    return isinstance(last_layer(candidate), AffineFreeBatchNorm)
+
+
+def _fused(mixture: Mixture, terms: Sequence[_Term]) -> Tensor:
+    """Normalise and mix in one operation, and update the running statistics."""
+    assert mixture.weights is not None
+    ys = [term.y for term in terms]
+    for term in terms:
+        if term.norm is not None:
+            term.norm._check_input_dim(term.y)
+    eps = [0.0 if term.eps is None else term.eps for term in terms]
+    found = mixed_bn_sum(mixture.weights, ys, [term.eps is not None for term in terms], eps=eps)
+    norms = {k: term.norm for k, term in enumerate(terms) if term.norm is not None}
+    if norms:
+        means, variances = ([table[k] for k in norms] for table in (found.means, found.variances))
+        update_statistics(list(norms.values()), means, variances, ys[0].numel() // ys[0].shape[1])
+    return found.out

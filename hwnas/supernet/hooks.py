@@ -14,6 +14,7 @@ from hwnas.nn.holding import attribute_mutables
 from hwnas.space import MutableExpression
 from hwnas.supernet.base import BaseSuperNetModule
 from hwnas.supernet.behind_cell import Conv2dBehindCell, LinearBehindCell, refuse_mixed_positions
+from hwnas.supernet.fused import take_over_depthwise
 from hwnas.supernet.mixed_attention import MixedMultiheadAttention
 from hwnas.supernet.mixed_batch_norm import MixedBatchNorm1d, MixedBatchNorm2d, MixedBatchNorm3d
 from hwnas.supernet.mixed_cell import MixedCell, MixedFactoryChoice
@@ -39,6 +40,7 @@ MutationHook = Callable[[nn.Module, str, dict[str, Any], dict[str, Any]], Mutati
 _log = logging.getLogger(__name__)
 
 DEFAULT_HOOKS: tuple[MutationHook, ...] = (
+    take_over_depthwise,
     MixedLayer.mutate,
     MixedInput.mutate,
     MixedRepeat.mutate,

@@ -14,9 +14,10 @@ from hwnas.nn.cell_factory import FactoryChoice
 from hwnas.nn.freezing import freeze_module
 from hwnas.space import Mutable, MutableExpression, Sample
 from hwnas.supernet.base import BaseSuperNetModule
-from hwnas.supernet.candidate_norm import MixedCandidates
+from hwnas.supernet.mixed_candidates import MixedCandidates
 from hwnas.supernet.mixture import Mixture
 from hwnas.supernet.relaxation import Relaxation
+from hwnas.supernet.shared_pooling import SharedPooling
 
 
 class MixedCell(BaseSuperNetModule, Cell, ChosenCell):  # the last one is what is left when it is frozen
@@ -31,10 +32,21 @@ class MixedCell(BaseSuperNetModule, Cell, ChosenCell):  # the last one is what i
       operations the result is therefore exactly the expectation, zeros standing for nodes that are not output.
 
     A layer behind the cell has weights for each node, not for each position in the concatenation; see
-    `hwnas.supernet.behind_cell`.
+    `hwnas.supernet.behind_cell`. Operations that are made by callables share the pooling of a node.
     """
 
     _search_machinery = True
+    _pooling: SharedPooling | None = None  # during a forward pass
+
+    def forward(self, *inputs: Tensor | Sequence[Tensor]) -> Any:
+        """Run all nodes and merge them; see `ChosenCell.forward`."""
+        if torch.compiler.is_compiling():
+            return super().forward(*inputs)
+        self._pooling = SharedPooling()
+        try:
+            return super().forward(*inputs)
+        finally:
+            del self._pooling
 
     def own_mutables(self) -> Iterator[Mutable]:
         """Yield the number of loose ends."""
@@ -43,7 +55,7 @@ class MixedCell(BaseSuperNetModule, Cell, ChosenCell):  # the last one is what i
 
     def _read(self, selector: nn.Module, operation: nn.Module, states: list[Tensor]) -> Tensor:
         if isinstance(operation, MixedFactoryChoice):
-            result: Tensor = operation(states)
+            result: Tensor = operation(states) if self._pooling is None else operation(states, self._pooling)
             return result
         return super()._read(selector, operation, states)
 
@@ -147,13 +159,15 @@ class MixedFactoryChoice(MixedCandidates, FactoryChoice):
         """Return each candidate, by its name: one module for every input."""
         return {name: [self.candidate(name, source) for source in self.source.values] for name in self.names}
 
-    def forward(self, states: Sequence[Tensor]) -> Any:
+    def forward(self, states: Sequence[Tensor], pooling: SharedPooling | None = None) -> Any:
         """Run the active candidates on the active inputs, and mix their outputs.
 
         Parameters
         ----------
         states : sequence of Tensor
             The nodes that the operation may read.
+        pooling : SharedPooling, optional
+            What the operations of a cell have in common.
         """
         sources = self.relaxation.subset(self.source)
         if sources.weights is None:  # exactly one
@@ -163,11 +177,8 @@ class MixedFactoryChoice(MixedCandidates, FactoryChoice):
         for source in sources.values:
             with sources.where(source.__eq__):
                 active = [self.candidate(name, source) for name in names.values]
-                outputs = []
-                for name, candidate in zip(names.values, active, strict=True):
-                    with names.where(name.__eq__):
-                        outputs.append(candidate(states[source]))
-                read.append(self.mix(names, active, outputs))
+                shared = active if pooling is None else [pooling.of(candidate) for candidate in active]
+                read.append(self.run(names, shared, states[source]))
         return sources.combine(read)
 
     def lower(self, sample: Sample, memo: dict[int, Any]) -> nn.Module:

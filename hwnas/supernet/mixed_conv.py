@@ -8,11 +8,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from hwnas.kernels import mask_scale
+from hwnas.kernels.dwconv2d import dwconv2d
 from hwnas.nn import ParametrizedModule
 from hwnas.nn.parametrized import has_choice
+from hwnas.supernet.coverage import centres
 from hwnas.supernet.mixed_operation import (
     MixedOperation,
     ever,
+    for_training,
     joint_values,
     largest,
     refusal,
@@ -84,7 +88,8 @@ class MixedConvolution(MixedOperation):
     def forward_sliced(self, x: Tensor, values: dict[str, Any], *inputs: Any, **options: Any) -> Tensor:
         """Convolve with the slice."""
         state = self.sliced_state(values)
-        return self.convolve(x, state["weight"], state.get("bias"), values, *inputs, **options)
+        weight = for_training(state["weight"], self.weight)
+        return self.convolve(x, weight, state.get("bias"), values, *inputs, **options)
 
     def forward_mixed(self, x: Tensor, values: dict[str, Any], *inputs: Any, **options: Any) -> Tensor:
         """Convolve once with the expected kernel and mask the output."""
@@ -92,8 +97,8 @@ class MixedConvolution(MixedOperation):
         kernel, padding = values["kernel_size"], values.get("padding")
         fixed = dict(values)
         if isinstance(kernel, Mixture) and kernel.weights is not None:
-            centres = torch.stack([self._mask_of(size) for size in kernel.values])
-            weight = weight * torch.tensordot(kernel.weights.to(weight.dtype), centres, dims=1)
+            places = centres([self.per_axis(size) for size in kernel.values], weight.shape[2:], kernel.weights)
+            weight = mask_scale(weight, kernel_mask=torch.tensordot(kernel.weights, places, dims=1))
         if isinstance(padding, Mixture):
             # That of the largest kernel, whose extents may belong to different members.
             fixed["padding"] = tuple(max(places) for places in zip(*map(self.per_axis, padding.values), strict=True))
@@ -107,12 +112,6 @@ class MixedConvolution(MixedOperation):
         """Return where a kernel of `size` lies inside the largest kernel."""
         starts = [(full - s) // 2 for full, s in zip(self.weight.shape[2:], self.per_axis(size), strict=True)]
         return tuple(slice(start, start + s) for start, s in zip(starts, self.per_axis(size), strict=True))
-
-    def _mask_of(self, size: Any) -> Tensor:
-        """Return ones where a kernel of `size` lies inside the largest kernel."""
-        mask = self.weight.new_zeros(self.weight.shape[2:])
-        mask[self._centre(size)] = 1
-        return mask
 
     @classmethod
     def check_mixable(cls, module: ParametrizedModule, name: str) -> None:
@@ -191,10 +190,41 @@ class MixedConv1d(_MixedConv, torch.nn.Conv1d):
 
 
 class MixedConv2d(_MixedConv, torch.nn.Conv2d):
-    """`Conv2d` in a super-net."""
+    """`Conv2d` in a super-net; a depthwise one reads its slice of the weight in place."""
 
     _search_machinery = True
     rank = 2
+
+    def forward_sliced(self, x: Tensor, values: dict[str, Any], *inputs: Any, **options: Any) -> Tensor:
+        """Convolve with the slice."""
+        if _is_depthwise(x, self.weight, values["out_channels"], values):
+            bias = self.bias if values.get("bias", True) else None
+            return dwconv2d(x, self.weight, bias, kernel_size=values["kernel_size"], **_places(values))
+        return super().forward_sliced(x, values, *inputs, **options)
+
+    def convolve(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, values: dict[str, Any], **options: Any
+    ) -> Tensor:
+        """Run the convolution."""
+        if _is_depthwise(x, weight, weight.shape[0], values):
+            return dwconv2d(x, weight, bias, **_places(values))
+        return super().convolve(x, weight, bias, values, **options)
+
+
+def _is_depthwise(x: Tensor, weight: Tensor, out_channels: int, values: dict[str, Any]) -> bool:
+    """Tell whether each of several channels has a kernel of its own. Sizes may be symbols, which are left alone."""
+    groups = values.get("groups", 1)
+    # A compiled program serves every size as long as nothing asks for the number itself, which the kernel does.
+    if torch.compiler.is_compiling():
+        return False
+    if type(groups) is not int or groups == 1 or values.get("padding_mode", "zeros") != "zeros":
+        return False
+    return x.dim() == 4 and groups == x.shape[1] == out_channels and weight.shape[1] == 1
+
+
+def _places(values: dict[str, Any]) -> dict[str, Any]:
+    """Return where kernels are put."""
+    return {name: values[name] for name in ("stride", "padding", "dilation") if name in values}
 
 
 class MixedConv3d(_MixedConv, torch.nn.Conv3d):

@@ -10,7 +10,7 @@ from torch import nn
 from hwnas.nn import LayerChoice
 from hwnas.space import Mutable
 from hwnas.supernet.base import BaseSuperNetModule
-from hwnas.supernet.candidate_norm import MixedCandidates
+from hwnas.supernet.mixed_candidates import MixedCandidates
 
 
 class MixedLayer(MixedCandidates, LayerChoice):
@@ -29,12 +29,7 @@ class MixedLayer(MixedCandidates, LayerChoice):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the active candidates and mix their outputs."""
         mixture = self.relaxation.mixture(self.choice)
-        active = [self.candidate(name) for name in mixture.values]
-        outputs = []
-        for name, candidate in zip(mixture.values, active, strict=True):
-            with mixture.where(name.__eq__):
-                outputs.append(candidate(*args, **kwargs))
-        return self.mix(mixture, active, outputs)
+        return self.run(mixture, [self.candidate(name) for name in mixture.values], *args, **kwargs)
 
     @classmethod
     def mutate(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hwnas.supernet.mixed_operation import MixedOperation, width_mask
+from hwnas.supernet.mixed_operation import MixedOperation, for_training, width_mask
 
 
 class MixedLinear(MixedOperation, torch.nn.Linear):
@@ -31,7 +31,7 @@ class MixedLinear(MixedOperation, torch.nn.Linear):
     def forward_sliced(self, x: Tensor, values: dict[str, Any]) -> Tensor:
         """Apply the slice."""
         state = self.sliced_state(values)
-        return F.linear(x, state["weight"], state.get("bias"))
+        return F.linear(x, for_training(state["weight"], self.weight), state.get("bias"))
 
     def forward_mixed(self, x: Tensor, values: dict[str, Any]) -> Tensor:
         """Apply the whole and mask the output."""

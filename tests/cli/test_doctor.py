@@ -77,6 +77,29 @@ def test_missing_kernels_are_a_warning(findings, monkeypatch):
     assert "no compiler" in found["detail"]
 
 
+def test_every_operator_is_listed(findings, monkeypatch):
+    from hwnas.kernels import native
+
+    found = findings()
+    for name in native.OPERATORS:
+        assert found[f"operator {name}"]["state"] == "ok"
+        assert "compiled for cpu" in found[f"operator {name}"]["detail"]
+    with native.disabled():
+        found = findings()
+    assert found["operator mixed_sum"] == {"name": "operator mixed_sum", "state": "ok", "detail": "plain PyTorch"}
+    assert "switched off by native.disabled()" in found["CPU kernels"]["detail"]
+
+
+def test_a_module_that_lacks_an_operator_is_a_warning(findings, monkeypatch):
+    from hwnas.kernels import native
+
+    monkeypatch.setattr(native, "OPERATORS", ("mixed_sum", "of_tomorrow"))
+    found = findings()
+    assert found["operator mixed_sum"]["state"] == "ok"
+    assert found["operator of_tomorrow"]["state"] == "warn"
+    assert "is older than hwnas" in found["operator of_tomorrow"]["detail"]
+
+
 def test_a_check_that_breaks_is_a_failure_and_the_rest_is_examined(findings, monkeypatch):
     from hwnas.kernels import native
 

@@ -75,6 +75,20 @@ def test_against_float64(isa: str, count: int, shape: tuple[int, ...], dtype: to
     check(w, xs, torch.randn(shape).to(dtype))
 
 
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_without_the_quick_look(memory_format: torch.memory_format, monkeypatch: pytest.MonkeyPatch) -> None:
+    w, xs = arguments(3, (2, 3, 4, 5))
+    ys = [x.detach().to(memory_format=memory_format).requires_grad_() for x in xs]
+    grad = torch.randn(2, 3, 4, 5)
+    quick = mixed_sum(w, ys)
+    # Torch before 2.10 has no interface for it.
+    monkeypatch.setattr(native, "alike", lambda *_: None)
+    check(w, ys, grad)
+    closer = mixed_sum(w, ys)
+    assert torch.equal(quick, closer)
+    assert quick.stride() == closer.stride()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_the_reference_means_the_same(dtype: torch.dtype) -> None:
     w, xs = arguments(3, (4, 5), dtype)
@@ -97,6 +111,13 @@ def test_a_layout_is_kept(memory_format: torch.memory_format, shape: tuple[int, 
     assert out.is_contiguous(memory_format=memory_format)
     (grad,) = torch.autograd.grad(out.sum(), ys[:1])
     assert grad.is_contiguous(memory_format=memory_format)
+
+
+def test_gradients_lie_as_their_tensors_do() -> None:
+    xs = [torch.randn(2, 5, 6, 7).to(memory_format=torch.channels_last).requires_grad_() for _ in range(2)]
+    # Only the gradient of the output is looked at here, and it lies in memory in another order.
+    grads = torch.autograd.grad(mixed_sum(torch.rand(2), xs), xs, torch.randn(2, 5, 6, 7))
+    assert all(grad.is_contiguous(memory_format=torch.channels_last) for grad in grads)
 
 
 def test_strides_of_every_kind() -> None:

@@ -3,12 +3,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 import torch
 
-from hwnas.kernels import describe, native
+from hwnas.kernels import describe, mixed_sum, native
+from hwnas.kernels.mixed_sum import unsupported_reason
 
 ROOT = Path(__file__).parents[2]
 
@@ -75,6 +77,9 @@ def test_describe() -> None:
     assert report["cpu"]["isa"] in report["cpu"]["supported_isas"]
     assert report["cpu"]["threads"] == torch.get_num_threads()
     assert report["cuda"]["usable"] == (report["cuda"]["reason"] is None)
+    assert list(report["operators"]) == list(native.OPERATORS)
+    for reasons in report["operators"].values():
+        assert reasons == {"cpu": None, "cuda": report["cuda"]["reason"]}
 
 
 def test_the_fastest_instruction_set_is_taken() -> None:
@@ -84,3 +89,44 @@ def test_the_fastest_instruction_set_is_taken() -> None:
 
 def test_other_devices_have_no_kernels() -> None:
     assert native.unavailable_reason(torch.device("meta")) == "there are no compiled kernels for device type 'meta'"
+
+
+def test_disabled_for_a_while() -> None:
+    w, xs = torch.rand(2, requires_grad=True), [torch.rand(3), torch.rand(3)]
+    with native.disabled():
+        with native.disabled():
+            assert unsupported_reason(w, xs) == "the compiled kernels are switched off by native.disabled()"
+        assert describe()["cpu"] | {"path": None} == describe()["cpu"] | {"usable": False, "path": None}
+        # Warnings are errors here: nobody is told to install what is switched off on purpose.
+        plain = mixed_sum(w, xs)
+    assert unsupported_reason(w, xs) is None
+    torch.testing.assert_close(mixed_sum(w, xs), plain)
+    # The kernel is one node of the graph.
+    assert "MixedSum" not in type(plain.grad_fn).__name__
+    assert "MixedSum" in type(mixed_sum(w, xs).grad_fn).__name__
+
+
+def test_disabled_holds_for_every_thread_and_ends_by_an_error() -> None:
+    cpu, seen = torch.device("cpu"), []
+
+    def in_a_thread() -> None:
+        thread = threading.Thread(target=lambda: seen.append(native.unavailable_reason(cpu)))
+        thread.start()
+        thread.join()
+        raise RuntimeError("inside")
+
+    with pytest.raises(RuntimeError, match="inside"), native.disabled():
+        in_a_thread()
+    assert seen == ["the compiled kernels are switched off by native.disabled()"]
+    assert native.unavailable_reason(cpu) is None
+
+
+def test_disabled_reaches_a_compiled_program() -> None:
+    program = torch.compile(lambda w, xs: mixed_sum(w, xs), fullgraph=True, backend="aot_eager")
+    w, xs = torch.rand(2), [torch.rand(3), torch.rand(3)]
+    with torch.profiler.profile() as before:
+        program(w, xs)
+    with native.disabled(), torch.profiler.profile() as inside:
+        program(w, xs)
+    names = [{event.key for event in profile.key_averages()} for profile in (before, inside)]
+    assert ["hwnas::mixed_sum" in found for found in names] == [True, False]

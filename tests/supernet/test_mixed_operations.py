@@ -13,7 +13,16 @@ from torch import Tensor
 
 import hwnas.nn as nn
 from hwnas.errors import UnsupportedError
-from hwnas.supernet import MixedOperation, OneHot, Relaxation, Softmax, make_supernet, supernet_modules
+from hwnas.kernels import slice_pack
+from hwnas.supernet import (
+    MixedOperation,
+    OneHot,
+    Relaxation,
+    Softmax,
+    make_supernet,
+    mixed_operation,
+    supernet_modules,
+)
 
 
 def choice(values: Sequence[Any], label: str) -> nn.ValueChoice:
@@ -552,3 +561,45 @@ def test_of_one_input_every_reduction_is_the_weighted_sum(reduction: Any) -> Non
     several: Any = nn.Sequential(nn.InputChoice(3, 2, "concat", label="inputs"))
     with pytest.raises(UnsupportedError, match=r"'inputs'.*'concat'.*n_chosen=1"):
         make_supernet(several, relaxation)
+
+
+# Layers of whose weight more than the first dimension is cut: there a copy of the slice can be faster than a view.
+CUT: dict[str, tuple[Callable[[], Any], tuple[Tensor, ...]]] = {
+    "Linear": (lambda: nn.Linear(width(), choice([3, 5], "outputs")), (images(3, 2),)),
+    "Conv1d": (lambda: centred(nn.Conv1d, 2, width()), (images(2, 2, 5),)),
+    "Conv2d": (lambda: centred(nn.Conv2d, width(), width(), bias=False), (images(2, 2, 5, 5),)),
+    "Conv3d": (lambda: centred(nn.Conv3d, width(), 3), (images(2, 2, 3, 4, 5),)),
+    "ConvTranspose2d": (lambda: centred(nn.ConvTranspose2d, 2, width()), (images(2, 2, 4, 4),)),
+}
+
+
+@pytest.mark.parametrize("name", CUT)
+def test_a_packed_slice_trains_like_a_view(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    make, (x,) = CUT[name]
+    packed: list[tuple[int, ...]] = []
+
+    def spy(weight: Tensor, *sizes: Any) -> Tensor:
+        part = slice_pack(weight, *sizes)
+        packed.append(tuple(part.shape))
+        return part
+
+    monkeypatch.setattr(mixed_operation, "slice_pack", spy)
+    found = []
+    for least in (mixed_operation.PACKED_FROM, 0):
+        monkeypatch.setattr(mixed_operation, "PACKED_FROM", least)
+        space, relaxation = supernet_of(make, OneHot)
+        first, *_, last = space.grid()
+        assert packed == []
+        relaxation.resample(first)  # the smallest values
+        y = space(x)
+        y.square().sum().backward()
+        found.append([y, *(parameter.grad for parameter in space.parameters())])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
+    assert len(packed) == 1
+    assert packed[0] == tuple(space.freeze(first).layer.weight.shape)
+    with torch.no_grad():
+        space(x)
+    relaxation.resample(last)  # the whole, which nobody copies
+    space(torch.cat([x, x], 1) if name in ("Linear", "Conv2d", "Conv3d") else x)
+    assert len(packed) == 1

@@ -1,0 +1,131 @@
+// One quick look at tensors before an operator takes their addresses. In Python every attribute of every tensor costs
+// time, together more than the sum of two small tensors. In _cpu only, which is always built; tensors may be on any device.
+#ifndef HWNAS_WITH_CUDA
+
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cstdint>
+#include <vector>
+
+#include "hwnas/dlpack.h"
+#include "hwnas/registry.h"
+
+namespace {
+
+namespace py = pybind11;
+using hwnas::dlpack::ExchangeApi;
+using hwnas::dlpack::Tensor;
+
+const ExchangeApi* api = nullptr;
+std::vector<const void*> plain_types;
+
+// The types stay alive: their owner, torch, is never unloaded.
+bool use_exchange_api(const py::capsule& capsule, const std::vector<py::type>& types) {
+  const auto* table = static_cast<const ExchangeApi*>(PyCapsule_GetPointer(capsule.ptr(), hwnas::dlpack::kCapsule));
+  if (table == nullptr) throw py::error_already_set();
+  if (table->version.major != hwnas::dlpack::kMajorVersion || table->from_object == nullptr) return false;
+  plain_types.clear();
+  for (const auto& type : types) plain_types.push_back(type.ptr());
+  api = table;
+  return true;
+}
+
+bool is_plain(PyObject* object) {
+  for (const void* type : plain_types) {
+    if (Py_TYPE(object) == type) return true;
+  }
+  return false;
+}
+
+// The exchange interface leaves out that a view may stand for its negated memory.
+bool is_negated(PyObject* object) {
+  static PyObject* const name = PyUnicode_InternFromString("is_neg");
+  const auto answer = py::reinterpret_steal<py::object>(PyObject_CallMethodNoArgs(object, name));
+  if (!answer) PyErr_Clear();
+  return answer.ptr() != Py_False;
+}
+
+bool has_kernels(const Tensor& x) {
+  const auto [code, bits, lanes] = x.dtype;
+  return lanes == 1 && ((code == hwnas::dlpack::kFloat && (bits == 32 || bits == 64)) ||
+                        (code == hwnas::dlpack::kBfloat && bits == 16));
+}
+
+// Whether the elements follow each other in memory when the dimensions are walked in this order, innermost first.
+template <class Order>
+bool is_dense(const Tensor& x, const Order& dimension) {
+  std::int64_t expected = 1;
+  for (int i = 0; i < x.ndim; ++i) {
+    const int d = dimension(i);
+    if (x.shape[d] != 1 && x.strides[d] != expected) return false;
+    expected *= x.shape[d];
+  }
+  return true;
+}
+
+bool is_laid_out(const Tensor& x) {
+  const int last = x.ndim - 1;
+  if (is_dense(x, [&](int i) { return last - i; })) return true;
+  return (x.ndim == 4 || x.ndim == 5) &&
+         is_dense(x, [&](int i) { return i == 0 ? 1 : i == last ? 0 : last - i + 1; });  // channels last
+}
+
+bool same(const Tensor& a, const Tensor& b) {
+  if (a.ndim != b.ndim || a.dtype.code != b.dtype.code || a.dtype.bits != b.dtype.bits ||
+      a.device.type != b.device.type || a.device.id != b.device.id) {
+    return false;
+  }
+  for (int d = 0; d < a.ndim; ++d) {
+    if (a.shape[d] != b.shape[d] || a.strides[d] != b.strides[d]) return false;
+  }
+  return true;
+}
+
+// What is known of a tensor that needs no closer look: plain, of a type for which there are kernels, and laid out.
+bool look(PyObject* object, Tensor* x) {
+  if (!is_plain(object)) return false;
+  if (api->from_object(object, x) != 0) {
+    PyErr_Clear();
+    return false;
+  }
+  return x->data != nullptr && has_kernels(*x) && is_laid_out(*x) && !is_negated(object);
+}
+
+// float for float32 and bfloat16, double for double: see dtype.h.
+bool accumulates(const Tensor& scalars, const Tensor& x) {
+  return scalars.ndim == 1 && scalars.dtype.code == hwnas::dlpack::kFloat &&
+         scalars.dtype.bits == (x.dtype.bits == 64 ? 64 : 32) && scalars.device.type == x.device.type &&
+         scalars.device.id == x.device.id;
+}
+
+py::object alike(const py::tuple& tensors, const py::object& scalars) {
+  if (api == nullptr || tensors.empty()) return py::none();
+  std::vector<std::uintptr_t> addresses;
+  Tensor first{};
+  for (const py::handle object : tensors) {
+    Tensor x{};
+    if (!look(object.ptr(), &x)) return py::none();
+    if (addresses.empty()) first = x;
+    if (!same(x, first)) return py::none();
+    addresses.push_back(reinterpret_cast<std::uintptr_t>(x.data) + x.byte_offset);
+  }
+  if (!scalars.is_none()) {
+    Tensor x{};
+    if (!look(scalars.ptr(), &x) || !accumulates(x, first)) return py::none();
+    addresses.push_back(reinterpret_cast<std::uintptr_t>(x.data) + x.byte_offset);
+  }
+  return py::cast(addresses);
+}
+
+}  // namespace
+
+HWNAS_BINDING(module) {
+  module.def("use_exchange_api", &use_exchange_api, py::arg("capsule"), py::arg("types"),
+             "Look at tensors of these types by the DLPack exchange interface in a capsule, if its version is known.");
+  module.def("alike", &alike, py::arg("tensors"), py::arg("scalars") = py::none(),
+             "Addresses of plain tensors, not lazily negated, that have one type (float32, bfloat16 or float64), shape "
+             "and device and lie in memory in the same order, contiguous or channels-last; and of a vector of "
+             "accumulators on the same device. None when it is not so.");
+}
+#endif

@@ -1,0 +1,95 @@
+"""The base of modules that mix the outputs of candidates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from hwnas.supernet.base import BaseSuperNetModule
+from hwnas.supernet.fused import is_observed, run_fused
+from hwnas.supernet.last_norm import run_before_norm
+from hwnas.supernet.mixture import Mixture
+
+if TYPE_CHECKING:
+    from hwnas.supernet.candidate_norm import CandidateNorm
+
+
+class MixedCandidates(BaseSuperNetModule):
+    """A module that mixes the outputs of candidates.
+
+    Attributes
+    ----------
+    norm : CandidateNorm, optional
+        Normalises them first; see `normalise_candidates`.
+    """
+
+    norm: CandidateNorm | None = None
+
+    def named_candidates(self) -> dict[Any, list[nn.Module]]:
+        """Return by its name what each candidate consists of."""
+        raise NotImplementedError(f"{type(self).__name__} does not say what its candidates are (named_candidates)")
+
+    def run(self, mixture: Mixture, candidates: Sequence[nn.Module], *args: Any, **kwargs: Any) -> Any:
+        """Run the active candidates on one input, and mix their outputs.
+
+        A candidate with an attribute ``always_zero`` that is true gives out zeros whatever it reads. Where others are
+        active too it is left out, which changes nothing: normalised zeros are zeros.
+
+        Parameters
+        ----------
+        mixture : Mixture
+            Of the names of the candidates.
+        candidates : sequence of torch.nn.Module
+            Those that are active.
+        *args, **kwargs
+            What they read.
+        """
+        mixture, candidates = _without_zeros(mixture, candidates, args)
+        outputs = []
+        for name, candidate in zip(mixture.values, candidates, strict=True):
+            with mixture.where(name.__eq__):
+                outputs.append(self.run_one(mixture, candidate, *args, **kwargs))
+        return self.mix(mixture, candidates, outputs)
+
+    def run_one(self, mixture: Mixture, candidate: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        """Run an active candidate: up to its last batch normalisation where `mix` does that for all at once."""
+        if self.norm is not None and self.norm.takes_over(mixture, candidate) and len(args) == 1 and not kwargs:
+            return run_before_norm(candidate, *args)
+        return run_fused(candidate, *args, **kwargs)
+
+    def mix(self, mixture: Mixture, candidates: Sequence[nn.Module], outputs: Sequence[Any]) -> Any:
+        """Mix outputs, normalised where that was asked for.
+
+        Parameters
+        ----------
+        mixture : Mixture
+            Of the names of the candidates.
+        candidates : sequence of torch.nn.Module
+            Those that are active.
+        outputs : sequence
+            What `run_one` gave out.
+        """
+        if self.norm is None:
+            return mixture.combine(outputs)
+        return self.norm(mixture, candidates, outputs)
+
+
+def _without_zeros(
+    mixture: Mixture, candidates: Sequence[nn.Module], args: Sequence[Any]
+) -> tuple[Mixture, Sequence[nn.Module]]:
+    """Leave out candidates that give out zeros, where the sum of the others is the same."""
+    kept = [k for k, candidate in enumerate(candidates) if not _is_zero(candidate)]
+    if mixture.weights is None or not 0 < len(kept) < len(candidates) or type(mixture) is not Mixture:
+        return mixture, candidates
+    if not all(isinstance(x, Tensor) and not torch.is_autocast_enabled(x.device.type) for x in args):
+        return mixture, candidates  # zeros may decide about the type of the sum
+    # Slices, because a list of indices would have to be copied to the device.
+    weights = torch.cat([mixture.weights[k : k + 1] for k in kept])
+    return Mixture([mixture.values[k] for k in kept], weights), [candidates[k] for k in kept]
+
+
+def _is_zero(candidate: nn.Module) -> bool:
+    return getattr(candidate, "always_zero", False) is True and not is_observed(candidate)
