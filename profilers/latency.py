@@ -189,7 +189,7 @@ class OnnxRuntimeLatencyProfiler(Profiler):
         self.budget_s = budget_s
         self.relative_error = relative_error
         self.seed = seed
-        self._progress = progress
+        self._progress: Progress = (lambda what, done, total: None) if progress is None else progress
         self._space = space
         self._parts = LatencyParts(space, example_inputs)
         self.anchors: list[Sample] = random_members(space, calibration, seed)
@@ -220,7 +220,7 @@ class OnnxRuntimeLatencyProfiler(Profiler):
             relative_error=self.relative_error,
             floor_ms=self.store.canary_floor_ms(self.device.key, self.target.key),
             seed=self.seed,
-            progress=None if self._progress is None else functools.partial(self._progress, "measure"),
+            progress=functools.partial(self._progress, "measure"),
         )
         ratios = [known[key].latency_ms / result.measurements[key].latency_ms for key in references]
         self.store.record(self.device, self.target, result, anchor_scale=float(np.median(ratios)) if ratios else 1.0)

@@ -62,7 +62,7 @@ class OrtTarget:
     intra_op_threads: int = 1
     optimization: str = "all"
     precision: str = "fp32"
-    version: str = onnxruntime.__version__
+    version: str = field(default_factory=lambda: onnxruntime.__version__)
     elsewhere: bool = field(default=False, compare=False)
 
     def __post_init__(self) -> None:

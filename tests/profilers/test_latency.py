@@ -133,7 +133,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Machine]:
     def put(latency: Callable[[Workload], float] = by_macs, speed: float = 1.0) -> Machine:
         machine = Machine(latency, speed)
         monkeypatch.setattr("hwnas.profilers.latency.measure", machine)
-        monkeypatch.setattr("hwnas.profilers.latency.export_many", pretend_to_export)
+        monkeypatch.setattr("hwnas.profilers.latency_parts.export_many", pretend_to_export)
         return machine
 
     return put
