@@ -265,6 +265,11 @@ def main() -> None:
     if arguments.peak:
         print(peak_bytes(arguments.peak, 2 * arguments.steps))
         return
+    # First, because a process begins with the peak of the one that started it.
+    peaks = {}
+    for name in CONTENDERS:
+        command = [sys.executable, __file__, "--peak", name, "--steps", str(arguments.steps)]
+        peaks[name] = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     report: dict[str, Any] = {
         "machine": {
             "processor": platform.processor() or platform.machine(),
@@ -278,12 +283,8 @@ def main() -> None:
         "rounds": arguments.rounds,
         "steps_per_round": arguments.steps,
         "runs": [measure(threads, arguments.rounds, arguments.steps) for threads in arguments.threads],
-        "peak_bytes": {},
+        "peak_bytes": peaks,
     }
-    for name in CONTENDERS:
-        command = [sys.executable, __file__, "--peak", name, "--steps", str(arguments.steps)]
-        found = subprocess.run(command, check=True, capture_output=True, text=True)
-        report["peak_bytes"][name] = int(found.stdout)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     write_text(arguments.out, json.dumps(report, indent=1) + "\n")
     for run in report["runs"]:
