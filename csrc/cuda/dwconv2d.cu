@@ -4,11 +4,12 @@
 
 #include "hwnas/dwconv2d.h"
 
-#include <cuda_bf16.h>
 #include <cuda_runtime.h>
 
 #include <stdexcept>
 #include <string>
+
+#include "hwnas/cuda_element.h"
 
 namespace hwnas::cuda {
 namespace {
@@ -19,30 +20,6 @@ constexpr int kWarps = kThreads / kWarp;
 constexpr std::int64_t kMaxImages = 65535;    // blocks in the second dimension of a grid
 constexpr std::int64_t kReduceBlocks = 2048;  // to aim at, so that a large device is busy
 constexpr std::int64_t kPositions = 16;       // at least so many for each thread, so that adding up its sums pays
-
-template <class T>
-struct Accumulator {
-  using type = float;
-};
-template <>
-struct Accumulator<double> {
-  using type = double;
-};
-template <class T>
-using Acc = typename Accumulator<T>::type;
-
-__device__ float widen(float value) { return value; }
-__device__ double widen(double value) { return value; }
-__device__ float widen(__nv_bfloat16 value) { return __bfloat162float(value); }
-
-template <class T>
-__device__ T narrow(Acc<T> value) {
-  return value;
-}
-template <>
-__device__ __nv_bfloat16 narrow<__nv_bfloat16>(float value) {
-  return __float2bfloat16_rn(value);
-}
 
 constexpr std::int64_t divide_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 

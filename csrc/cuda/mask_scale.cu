@@ -4,11 +4,12 @@
 
 #include "hwnas/mask_scale.h"
 
-#include <cuda_bf16.h>
 #include <cuda_runtime.h>
 
 #include <stdexcept>
 #include <string>
+
+#include "hwnas/cuda_element.h"
 
 namespace hwnas::cuda {
 namespace {
@@ -20,30 +21,6 @@ constexpr int kBlocksPerMultiprocessor = 8;
 constexpr int kLaneColumns = 4;
 constexpr int kTileColumns = 32 * kLaneColumns;
 constexpr int kTileRows = 64;
-
-template <class T>
-struct Accumulator {
-  using type = float;
-};
-template <>
-struct Accumulator<double> {
-  using type = double;
-};
-template <class T>
-using Acc = typename Accumulator<T>::type;
-
-__device__ float widen(float value) { return value; }
-__device__ double widen(double value) { return value; }
-__device__ float widen(__nv_bfloat16 value) { return __bfloat162float(value); }
-
-template <class T>
-__device__ T narrow(Acc<T> value) {
-  return value;
-}
-template <>
-__device__ __nv_bfloat16 narrow<__nv_bfloat16>(float value) {
-  return __float2bfloat16_rn(value);
-}
 
 template <class A>
 __device__ A entry(const void* mask, std::int64_t index) {

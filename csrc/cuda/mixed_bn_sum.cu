@@ -7,12 +7,13 @@
 
 #include "hwnas/mixed_bn_sum.h"
 
-#include <cuda_bf16.h>
 #include <cuda_runtime.h>
 
 #include <cmath>
 #include <stdexcept>
 #include <string>
+
+#include "hwnas/cuda_element.h"
 
 namespace hwnas::cuda {
 namespace {
@@ -25,30 +26,6 @@ constexpr std::int64_t kMaxParts = 1024;
 constexpr int kSamples = 16;         // elements of a channel whose mean is near enough to shift it by
 constexpr int kTables = 4;
 constexpr unsigned kMaxBlocks = 1 << 20;
-
-template <class T>
-struct Accumulator {
-  using type = float;
-};
-template <>
-struct Accumulator<double> {
-  using type = double;
-};
-template <class T>
-using Acc = typename Accumulator<T>::type;
-
-__device__ float widen(float value) { return value; }
-__device__ double widen(double value) { return value; }
-__device__ float widen(__nv_bfloat16 value) { return __bfloat162float(value); }
-
-template <class T>
-__device__ T narrow(Acc<T> value) {
-  return value;
-}
-template <>
-__device__ __nv_bfloat16 narrow<__nv_bfloat16>(float value) {
-  return __float2bfloat16_rn(value);
-}
 
 template <class T, int N>
 struct alignas(sizeof(T) * N) Pack {

@@ -3,11 +3,12 @@
 
 #include "hwnas/mixed_sum.h"
 
-#include <cuda_bf16.h>
 #include <cuda_runtime.h>
 
 #include <stdexcept>
 #include <string>
+
+#include "hwnas/cuda_element.h"
 
 namespace hwnas::cuda {
 namespace {
@@ -24,30 +25,6 @@ struct Inputs {
 struct Outputs {
   void* at[kMixedSumMaxCount];
 };
-
-template <class T>
-struct Accumulator {
-  using type = float;
-};
-template <>
-struct Accumulator<double> {
-  using type = double;
-};
-template <class T>
-using Acc = typename Accumulator<T>::type;
-
-__device__ float widen(float value) { return value; }
-__device__ double widen(double value) { return value; }
-__device__ float widen(__nv_bfloat16 value) { return __bfloat162float(value); }
-
-template <class T>
-__device__ T narrow(Acc<T> value) {
-  return value;
-}
-template <>
-__device__ __nv_bfloat16 narrow<__nv_bfloat16>(float value) {
-  return __float2bfloat16_rn(value);
-}
 
 template <class T>
 constexpr int kFullLanes = 16 / static_cast<int>(sizeof(T));
