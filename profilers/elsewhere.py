@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from hwnas.errors import HwnasError
-from hwnas.profilers.canary import canary_model, identity_model
 from hwnas.profilers.device import Device
 from hwnas.profilers.measurement import Measurement, SessionResult, Workload
+from hwnas.profilers.precision import references_for
 from hwnas.profilers.target import OrtTarget
 
 SCHEMA_VERSION: Final = 1
@@ -64,7 +64,7 @@ def write_folder(
     folder : path-like
         To be made; it must not exist.
     workloads : sequence of Workload
-        The models; their keys differ.
+        The models, in the precision of the target; their keys differ.
     target : OrtTarget
         What they are to run on. The version of ONNX Runtime is that of the device.
     budget_s, relative_error, seed
@@ -87,12 +87,13 @@ def write_folder(
         "seed": seed,
         "workloads": [{"key": workload.key, "name": workload.title} for workload in workloads],
     }
+    references = references_for(target)
     unfinished = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     try:
         contents = {
             "plan.json": json.dumps(plan, indent=1).encode(),
-            "identity.onnx": identity_model(),
-            "canary.onnx": canary_model(),
+            "identity.onnx": references.identity,
+            "canary.onnx": references.canary,
             **{f"models/{workload.key}.onnx": workload.model for workload in workloads},
             **_program(),
         }

@@ -87,10 +87,11 @@ def prepare_folder(
     parts = LatencyParts(space, example_inputs)
     samples = random_members(space, calibration, seed) + held_out_members(space, held_out, HELD_OUT + seed)
     keys = dict.fromkeys([*parts.keys, *map(parts.member, samples)])
+    target = OrtTarget() if target is None else target
     write_folder(
         folder,
-        parts.workloads(list(keys), progress),
-        OrtTarget() if target is None else target,
+        parts.workloads(list(keys), target, progress),
+        target,
         budget_s=budget_s,
         relative_error=relative_error,
         seed=seed,
@@ -112,7 +113,7 @@ class OnnxRuntimeLatencyProfiler(Profiler):
     example_inputs : Tensor or tuple of Tensor
         What a member is called with. The batch size is part of what is measured.
     target : OrtTarget, optional
-        Provider, threads, optimisation level.
+        Provider, threads, optimisation level, precision.
     store : LatencyStore, optional
         Where measurements are kept and looked up; in memory unless given.
     budget_s : float, default 60
@@ -212,7 +213,7 @@ class OnnxRuntimeLatencyProfiler(Profiler):
             )
         # Rows of different sessions are comparable only through what was measured in both.
         references = sorted(known, key=lambda key: known[key].stderr_ms / known[key].latency_ms)[:REFERENCES]
-        workloads = self._parts.workloads([*missing, *references], self._progress)
+        workloads = self._parts.workloads([*missing, *references], self.target, self._progress)
         result = measure(
             workloads,
             self.target,

@@ -12,8 +12,10 @@ from hwnas.cost import CostModel
 from hwnas.export import export_many
 from hwnas.nn import ModelSpace
 from hwnas.profilers.measurement import Workload
+from hwnas.profilers.precision import in_precision
 from hwnas.profilers.profiler import build_cost_model, domain_of, masked
 from hwnas.profilers.symbols import Table
+from hwnas.profilers.target import OrtTarget
 from hwnas.profilers.tracing import Inputs, trace_everywhere
 from hwnas.profilers.units import Identity, Workpiece, members, units_of
 from hwnas.space import Sample
@@ -92,13 +94,15 @@ class LatencyParts:
         ]
         return build_cost_model(self._space, parts, unit="ms", constant=constant)
 
-    def workloads(self, keys: Sequence[str], progress: Progress | None = None) -> list[Workload]:
-        """Export what keys stand for.
+    def workloads(self, keys: Sequence[str], target: OrtTarget, progress: Progress | None = None) -> list[Workload]:
+        """Export what keys stand for, in the precision of a target.
 
         Parameters
         ----------
         keys : sequence of str
             Of parts, and of members that `member` has been asked for.
+        target : OrtTarget
+            What they are to be measured on.
         progress : callable, optional
             Called with "export", how many are done and how many there are.
         """
@@ -106,6 +110,7 @@ class LatencyParts:
         say("export", 0, len(keys))
         pieces = [self._catalog[key][1] for key in keys]
         models = export_many([piece.module for piece in pieces], [piece.inputs for piece in pieces])
+        models = [in_precision(model, target) for model in models]
         say("export", len(keys), len(keys))
         return [Workload(key, model, self._catalog[key][0]) for key, model in zip(keys, models, strict=True)]
 

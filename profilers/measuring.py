@@ -123,7 +123,7 @@ def measure(
     Parameters
     ----------
     workloads : sequence of Workload
-        The models; their keys differ.
+        The models, in the precision of the target; their keys differ.
     target : OrtTarget
         What they run on.
     budget_s : float, default 60
@@ -141,7 +141,8 @@ def measure(
     seed : int, default 0
         Seed of the order and of the inputs.
     references : References, optional
-        The Identity and the canary network; built unless given, which needs the package onnx.
+        The Identity and the canary network, in the precision of the target; built unless given, which needs the
+        package onnx.
     progress : callable, optional
         Called after each round with the number of finished models and the number of all.
 
@@ -159,7 +160,7 @@ def measure(
     started, begin = time.time(), time.perf_counter()
     load = _load_average()
     clock_name, clock = choose_clock(target)
-    references = _built() if references is None else references
+    references = _built(target) if references is None else references
     session = _Session(
         identity=Runner(Workload("identity", references.identity), target, clock, seed),
         canary=Runner(Workload("canary", references.canary), target, clock, seed),
@@ -197,11 +198,11 @@ def measure(
     )
 
 
-def _built() -> References:
+def _built(target: OrtTarget) -> References:
     # Here and not above: this file also measures where there is nothing but ONNX Runtime; see elsewhere.py.
-    from hwnas.profilers.canary import canary_model, identity_model
+    from hwnas.profilers.precision import references_for
 
-    return References(identity_model(), canary_model())
+    return references_for(target)
 
 
 def _measure_group(

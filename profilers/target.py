@@ -24,7 +24,7 @@ OPTIMIZATION_LEVELS: Final[Mapping[str, onnxruntime.GraphOptimizationLevel]] = {
     "all": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL,
 }
 
-PRECISIONS: Final = ("fp32", "fp16", "int8")
+PRECISIONS: Final = ("fp32", "int8")
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,9 @@ class OrtTarget:
         other load hardly disturbs; otherwise wall time.
     optimization : {"all", "extended", "basic", "disabled"}, default "all"
         Graph optimisation level.
-    precision : {"fp32", "fp16"}, default "fp32"
-        Precision of the models that are measured. It describes the models and does not convert them.
+    precision : {"fp32", "int8"}, default "fp32"
+        What models compute in. With ``int8`` profilers measure every model quantised; see
+        `hwnas.profilers.precision.in_precision`. It ranks networks differently, so it is a target of its own.
     version : str, optional
         Version of ONNX Runtime; the installed one unless given.
     elsewhere : bool, default False
@@ -54,7 +55,7 @@ class OrtTarget:
     HwnasError
         The provider is not installed, or a value is unknown or out of range.
     UnsupportedError
-        The precision cannot be measured on this provider.
+        The precision is ``fp16``.
     """
 
     provider: str = CPU_PROVIDER
@@ -91,19 +92,19 @@ class OrtTarget:
         self._check_precision()
 
     def _check_precision(self) -> None:
-        if self.precision not in PRECISIONS:
-            raise HwnasError(f"OrtTarget: precision is {self.precision!r}; expected one of {', '.join(PRECISIONS)}.")
-        if self.precision == "int8":
-            raise UnsupportedError(
-                "OrtTarget: precision 'int8' is not supported yet, because quantised graphs are not built. "
-                "fp32 latencies do not stand in for it, for int8 ranks networks differently. Use 'fp32'."
-            )
         if self.precision == "fp16" and self.provider == CPU_PROVIDER:
             raise UnsupportedError(
                 "OrtTarget: precision 'fp16' is refused on CPUExecutionProvider, which has no half-precision "
-                "kernels for most operators and inserts casts to fp32: the figure would describe the casts. "
-                "Use 'fp32' on the CPU."
+                "kernels for most operators on x86 and inserts casts to fp32: the figure would describe the casts. "
+                "Use 'fp32' or 'int8' on the CPU."
             )
+        if self.precision == "fp16":
+            raise UnsupportedError(
+                "OrtTarget: precision 'fp16' is refused, because models in half precision are not built. Where the "
+                "provider converts fp32 models itself, say so in its options, as TensorRT's trt_fp16_enable."
+            )
+        if self.precision not in PRECISIONS:
+            raise HwnasError(f"OrtTarget: precision is {self.precision!r}; expected one of {', '.join(PRECISIONS)}.")
 
     @property
     def uses_one_cpu_thread(self) -> bool:

@@ -11,6 +11,9 @@ import typer
 Space = Annotated[str, typer.Argument(metavar="SPACE", help="A built-in space (digits), or path/to/file.py:ClassName.")]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Inputs that the exported model takes in one run.")]
 Threads = Annotated[int, typer.Option("--threads", min=1, help="Threads of ONNX Runtime inside an operator.")]
+Precision = Annotated[
+    str, typer.Option("--precision", help="What measured models compute in: fp32, or int8 (quantised to be timed).")
+]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Of everything random.")]
 Store = Annotated[
     Path | None,

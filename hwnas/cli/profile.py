@@ -11,14 +11,14 @@ import typer
 from hwnas.cli.console import narration
 from hwnas.cli.exit_codes import exit_codes
 from hwnas.cli.fvcore_check import compare_macs, require_fvcore
-from hwnas.cli.options import BatchSize, Debug, Json, Seed, Space, Store, Threads, default_store
+from hwnas.cli.options import BatchSize, Debug, Json, Precision, Seed, Space, Store, Threads, default_store
 from hwnas.cli.output import percent, print_json
 from hwnas.errors import HwnasError, UnsupportedError
 
 if TYPE_CHECKING:
     from hwnas.cost import CostModel
     from hwnas.experiment import Narrator, Task
-    from hwnas.profilers import LatencyStore
+    from hwnas.profilers import LatencyStore, OrtTarget
     from hwnas.space import Mutable, Sample
 
 RANDOM_MEMBERS = 1000
@@ -31,6 +31,7 @@ def profile(
     space: Space,
     batch_size: BatchSize = 64,
     threads: Threads = 1,
+    precision: Precision = "fp32",
     store: Store = None,
     seconds: Annotated[float, typer.Option("--seconds", min=0.1, help="Time for measuring, in seconds.")] = 60.0,
     members: Annotated[
@@ -56,11 +57,12 @@ def profile(
         if check:
             require_fvcore()
         from hwnas.experiment import load_task
-        from hwnas.profilers import LatencyStore
+        from hwnas.profilers import LatencyStore, OrtTarget
 
+        target = OrtTarget(intra_op_threads=threads, precision=precision)
         task = load_task(space, seed)
         if measure_on is not None and not measure_on.exists():
-            _prepare(task, measure_on, narrator, batch_size, threads, seconds=seconds, members=members, seed=seed)
+            _prepare(task, measure_on, narrator, batch_size, target, seconds=seconds, members=members, seed=seed)
             return
         with LatencyStore(store or default_store()) as opened:
             found = _profile(
@@ -68,7 +70,7 @@ def profile(
                 opened,
                 narrator,
                 batch_size,
-                threads,
+                target,
                 seconds=seconds,
                 members=members,
                 check=check,
@@ -90,20 +92,20 @@ def _prepare(
     folder: Path,
     narrator: Narrator,
     batch_size: int,
-    threads: int,
+    target: OrtTarget,
     *,
     seconds: float,
     members: int,
     seed: int,
 ) -> None:
-    from hwnas.profilers import OrtTarget, prepare_folder
+    from hwnas.profilers import prepare_folder
 
     narrator.stage("export the parts of the space")
     prepare_folder(
         folder,
         task.make_space(),
         task.example(batch_size),
-        OrtTarget(intra_op_threads=threads),
+        target,
         budget_s=seconds,
         held_out=members,
         seed=seed,
@@ -120,7 +122,7 @@ def _profile(
     store: LatencyStore,
     narrator: Narrator,
     batch_size: int,
-    threads: int,
+    target: OrtTarget,
     *,
     seconds: float,
     members: int,
@@ -130,7 +132,7 @@ def _profile(
 ) -> dict[str, Any]:
     import numpy as np
 
-    from hwnas.profilers import FlopsProfiler, NumParamsProfiler, OnnxRuntimeLatencyProfiler, OrtTarget
+    from hwnas.profilers import FlopsProfiler, NumParamsProfiler, OnnxRuntimeLatencyProfiler
 
     space, example = task.make_space(), task.example(batch_size)
     narrator.stage("count multiply-adds and parameters")
@@ -140,7 +142,7 @@ def _profile(
     latency = OnnxRuntimeLatencyProfiler(
         space,
         example,
-        OrtTarget(intra_op_threads=threads) if results is None else None,
+        target if results is None else None,
         store=store,
         budget_s=seconds,
         seed=seed,

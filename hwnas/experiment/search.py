@@ -31,6 +31,7 @@ from hwnas.profilers import (
     Workload,
     measure,
 )
+from hwnas.profilers.precision import in_precision
 from hwnas.space import Sample, sample_from_json, sample_to_json
 from hwnas.strategies import (
     DARTS,
@@ -331,8 +332,8 @@ class _Run:
         others = [name for name in models if name != "chosen"]
         graphs = export_many([models[name] for name in others], [(example,)] * len(others))
         workloads = [
-            Workload("chosen", exported),
-            *(Workload(n, g) for n, g in zip(others, graphs, strict=True)),
+            Workload(name, in_precision(graph, profiler.target))
+            for name, graph in zip(["chosen", *others], [exported, *graphs], strict=True)
         ]
         result = measure(
             workloads,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from hwnas.export.bundle import Bundle, load_bundle, write_bundle
 from hwnas.export.onnx import export_many, export_onnx
+from hwnas.export.quantise import quantise
 from hwnas.export.verify import Verification, verify_onnx
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "export_many",
     "export_onnx",
     "load_bundle",
+    "quantise",
     "verify_onnx",
     "write_bundle",
 ]

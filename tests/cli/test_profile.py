@@ -35,6 +35,16 @@ def test_figures_of_a_space_that_can_be_counted_by_hand(run, tiny):
     assert "fvcore" not in result.stdout
 
 
+def test_precision_of_what_is_measured(run, tiny):
+    result = run("profile", tiny, "--batch-size", 1, "--seconds", 0.5, "--members", 8, "--precision", "int8", "--json")
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["target"]["precision"] == "int8"
+    for refused in ("fp16", "fp8"):
+        result = run("profile", tiny, "--precision", refused)
+        assert result.exit_code == 1
+        assert f"precision is '{refused}'" in result.stderr or f"precision '{refused}' is refused" in result.stderr
+
+
 def test_a_difference_to_fvcore_is_a_failure(run, monkeypatch):
     check = {
         "members": 20,

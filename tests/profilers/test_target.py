@@ -24,9 +24,9 @@ def test_fp16_on_cpu_is_refused_with_the_reason() -> None:
         OrtTarget(precision="fp16")
 
 
-def test_int8_is_refused_for_now() -> None:
-    with pytest.raises(UnsupportedError, match=r"int8.*not supported yet"):
-        OrtTarget(precision="int8")
+def test_fp16_elsewhere_is_refused_with_what_to_do() -> None:
+    with pytest.raises(UnsupportedError, match=r"fp16.*not built.*trt_fp16_enable"):
+        OrtTarget(provider="TensorrtExecutionProvider", precision="fp16", elsewhere=True)
 
 
 @pytest.mark.parametrize(
@@ -57,6 +57,7 @@ def test_key_depends_on_every_field_and_not_on_the_order_of_options() -> None:
         OrtTarget(),
         OrtTarget(intra_op_threads=2),
         OrtTarget(optimization="basic"),
+        OrtTarget(precision="int8"),
         OrtTarget(provider_options={"a": 1}),
         OrtTarget(provider_options={"a": 2}),
     ]
