@@ -13,6 +13,7 @@ from hwnas.profilers.penalties import ExpectationProfilerPenalty, ProfilerPenalt
 from hwnas.profilers.profiler import Profiler
 from hwnas.profilers.store import LatencyStore
 from hwnas.profilers.target import OrtTarget
+from hwnas.profilers.traced_space import TracedSpace
 
 __all__ = [
     "AccuracyReport",
@@ -32,6 +33,7 @@ __all__ = [
     "SampleProfilerPenalty",
     "SessionResult",
     "TableProfiler",
+    "TracedSpace",
     "Workload",
     "describe_device",
     "measure",

@@ -10,7 +10,8 @@ from typing import Any
 from hwnas.nn import ModelSpace
 from hwnas.profilers.macs import FORMULAS, Formula, is_free
 from hwnas.profilers.profiler import Profiler, build_cost_model, masked
-from hwnas.profilers.tracing import Inputs, trace_everywhere
+from hwnas.profilers.trace import Inputs
+from hwnas.profilers.traced_space import TracedSpace, traced
 
 
 class FlopsProfiler(Profiler):
@@ -22,8 +23,8 @@ class FlopsProfiler(Profiler):
     ----------
     space : ModelSpace
         The space, before a strategy changes it.
-    example_inputs : Tensor or tuple of Tensor
-        What a member is called with; the batch counts.
+    example_inputs : Tensor, tuple of Tensor or TracedSpace
+        What a member is called with; the batch counts. Or the space with its traces, which profilers share.
     formulas : mapping, optional
         Counts of further operators, or other counts of known ones; see `hwnas.profilers.macs.formula`.
 
@@ -48,12 +49,16 @@ class FlopsProfiler(Profiler):
     """
 
     def __init__(
-        self, space: ModelSpace, example_inputs: Inputs, *, formulas: Mapping[Any, Formula] | None = None
+        self,
+        space: ModelSpace,
+        example_inputs: Inputs | TracedSpace,
+        *,
+        formulas: Mapping[Any, Formula] | None = None,
     ) -> None:
         known = {**FORMULAS, **(formulas or {})}
         self.uncounted: Counter[str] = Counter()
         parts = []
-        for trace in trace_everywhere(space, example_inputs):
+        for trace in traced(space, example_inputs).traces:
             for call in trace.operators:
                 count = known.get(call.operator.overloadpacket)
                 if count is not None:

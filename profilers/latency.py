@@ -21,7 +21,8 @@ from hwnas.profilers.measuring import measure
 from hwnas.profilers.profiler import Profiler
 from hwnas.profilers.store import LatencyStore
 from hwnas.profilers.target import OrtTarget
-from hwnas.profilers.tracing import Inputs
+from hwnas.profilers.trace import Inputs
+from hwnas.profilers.traced_space import TracedSpace
 from hwnas.space import Sample
 
 REFERENCES = 6  # rows of earlier sessions that a new session measures again, to tell how far the machine drifted
@@ -51,7 +52,7 @@ class Prediction:
 def prepare_folder(
     folder: str | os.PathLike[str],
     space: ModelSpace,
-    example_inputs: Inputs,
+    example_inputs: Inputs | TracedSpace,
     target: OrtTarget | None = None,
     *,
     budget_s: float = 60.0,
@@ -110,8 +111,8 @@ class OnnxRuntimeLatencyProfiler(Profiler):
     ----------
     space : ModelSpace
         The space, before a strategy changes it.
-    example_inputs : Tensor or tuple of Tensor
-        What a member is called with. The batch size is part of what is measured.
+    example_inputs : Tensor, tuple of Tensor or TracedSpace
+        What a member is called with, or the space with its traces. The batch size is part of what is measured.
     target : OrtTarget, optional
         Provider, threads, optimisation level, precision.
     store : LatencyStore, optional
@@ -163,7 +164,7 @@ class OnnxRuntimeLatencyProfiler(Profiler):
     def __init__(
         self,
         space: ModelSpace,
-        example_inputs: Inputs,
+        example_inputs: Inputs | TracedSpace,
         target: OrtTarget | None = None,
         *,
         store: LatencyStore | None = None,

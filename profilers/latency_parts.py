@@ -16,7 +16,8 @@ from hwnas.profilers.precision import in_precision
 from hwnas.profilers.profiler import build_cost_model, domain_of, masked
 from hwnas.profilers.symbols import Table
 from hwnas.profilers.target import OrtTarget
-from hwnas.profilers.tracing import Inputs, trace_everywhere
+from hwnas.profilers.trace import Inputs
+from hwnas.profilers.traced_space import TracedSpace, traced
 from hwnas.profilers.units import Identity, Workpiece, members, units_of
 from hwnas.space import Sample
 
@@ -41,14 +42,14 @@ class LatencyParts:
     ----------
     space : ModelSpace
         The space, before a strategy changes it.
-    example_inputs : Tensor or tuple of Tensor
-        What a member is called with.
+    example_inputs : Tensor, tuple of Tensor or TracedSpace
+        What a member is called with, or the space with its traces.
     """
 
-    def __init__(self, space: ModelSpace, example_inputs: Inputs) -> None:
-        self._inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+    def __init__(self, space: ModelSpace, example_inputs: Inputs | TracedSpace) -> None:
+        known = traced(space, example_inputs)
+        self._inputs, traces = known.inputs, known.traces
         self._catalog: dict[str, tuple[str, Workpiece]] = {}
-        traces = trace_everywhere(space, example_inputs)
         # The traced copy holds the weights of every member, and nobody trains it.
         self._members: ModelSpace = traces[0].space
         self._space = space

@@ -12,7 +12,8 @@ from hwnas.nn import ModelSpace
 from hwnas.nn.parametrized import arguments_at
 from hwnas.profilers.profiler import Profiler, build_cost_model, combinations, domain_of, masked
 from hwnas.profilers.symbols import Table, check_table_size, conjunction, disjunction, tabulate
-from hwnas.profilers.tracing import Inputs, Trace, trace_everywhere
+from hwnas.profilers.trace import Inputs, Trace
+from hwnas.profilers.traced_space import TracedSpace, traced
 from hwnas.space import MutableExpression
 from hwnas.supernet import BaseSuperNetModule, MixedLayer, MixedOperation, MixedRepeat
 
@@ -24,12 +25,13 @@ class NumParamsProfiler(Profiler):
     ----------
     space : ModelSpace
         The space, before a strategy changes it.
-    example_inputs : Tensor or tuple of Tensor
-        What a member is called with: the forward pass shows which modules a primitive of an unknown kind keeps.
+    example_inputs : Tensor, tuple of Tensor or TracedSpace
+        What a member is called with: the forward pass shows which modules a primitive of an unknown kind keeps. Or
+        the space with its traces, which profilers share.
     """
 
-    def __init__(self, space: ModelSpace, example_inputs: Inputs) -> None:
-        parts = [part for trace in trace_everywhere(space, example_inputs) for part in _parts(trace)]
+    def __init__(self, space: ModelSpace, example_inputs: Inputs | TracedSpace) -> None:
+        parts = [part for trace in traced(space, example_inputs).traces for part in _parts(trace)]
         super().__init__(build_cost_model(space, parts, unit="parameters"))
 
 

@@ -148,6 +148,7 @@ class SymbolTable:
         self.shape_env = ShapeEnv(duck_shape=False, specialize_zero_one=False)
         self._tables: dict[sympy.Symbol, Table] = {}
         self._made: dict[tuple[Any, ...], Size] = {}
+        self._evaluated: dict[Any, Table] = {}
 
     def size(self, table: Table, hint: int) -> Size:
         """Return the symbol of an integer quantity.
@@ -203,7 +204,14 @@ class SymbolTable:
         Table
             Without labels when it is constant.
         """
+        if type(size) is int:
+            return Table((), np.asarray(size))
         expression = size.node.expr if isinstance(size, torch.SymInt | torch.SymBool) else sympy.sympify(size)
+        if expression not in self._evaluated:
+            self._evaluated[expression] = self._evaluate(expression)
+        return self._evaluated[expression]
+
+    def _evaluate(self, expression: Any) -> Table:
         symbols = sorted(expression.free_symbols, key=str)
         tables = [self._tables[symbol] for symbol in symbols]
         labels = union(tables)

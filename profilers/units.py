@@ -22,7 +22,7 @@ from hwnas.nn import MutableModule, module_mutables
 from hwnas.nn.freezing import freeze_module
 from hwnas.profilers.profiler import combinations, domain_of
 from hwnas.profilers.symbols import Table, check_table_size, union
-from hwnas.profilers.tracing import Join, ModuleCall, OpCall, Trace
+from hwnas.profilers.trace import Join, ModuleCall, OpCall, Trace
 from hwnas.space import Sample
 from hwnas.supernet import BaseSuperNetModule, MixedOperation
 

@@ -132,16 +132,17 @@ def _profile(
 ) -> dict[str, Any]:
     import numpy as np
 
-    from hwnas.profilers import FlopsProfiler, NumParamsProfiler, OnnxRuntimeLatencyProfiler
+    from hwnas.profilers import FlopsProfiler, NumParamsProfiler, OnnxRuntimeLatencyProfiler, TracedSpace
 
     space, example = task.make_space(), task.example(batch_size)
     narrator.stage("count multiply-adds and parameters")
-    macs, parameters = FlopsProfiler(space, example), NumParamsProfiler(space, example)
+    traced = TracedSpace(space, example)
+    macs, parameters = FlopsProfiler(space, traced), NumParamsProfiler(space, traced)
     comparison = compare_macs(task, macs, example, seed) if check else None
     narrator.stage("measure the parts of the space")
     latency = OnnxRuntimeLatencyProfiler(
         space,
-        example,
+        traced,
         target if results is None else None,
         store=store,
         budget_s=seconds,

@@ -14,7 +14,7 @@ import hwnas.nn as nn
 from hwnas.errors import UnsupportedError
 from hwnas.profilers import tracing
 from hwnas.profilers.flops import FlopsProfiler
-from hwnas.profilers.guards import violations
+from hwnas.profilers.guards import at, violations
 from hwnas.profilers.symbols import Table
 from hwnas.profilers.tracing import trace_everywhere, trace_space
 from hwnas.supernet import OneHot, make_supernet
@@ -288,3 +288,37 @@ def test_many_kernels_with_their_padding_do_not_hang_together() -> None:
     for seed in range(3):
         sample = space.random(random_state=seed)
         assert profiler.profile(sample) == macs_of(space.freeze(sample), X)
+
+
+def test_slices_of_weights_have_their_shapes_and_cost_no_operator() -> None:
+    class Sliced(nn.ModelSpace):
+        def __init__(self) -> None:
+            super().__init__()
+            self.width = choice([3, 5, 8], "w")
+            self.table = torch.nn.Parameter(torch.randn(8, 6, 4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            n = self.width()
+            shapes = [
+                self.table[:n], self.table[n:], self.table[1 : n - 1, :2], self.table[..., 1:3], self.table[: n + 4],
+                self.table[-n:], self.table[0], self.table[:n, 2], self.table[::2], self.table[None, :n],
+            ]  # fmt: skip
+            return torch.stack([part.sum() for part in shapes])
+
+    space = Sliced()
+    for trace in trace_everywhere(space, X):
+        sums = [call for call in trace.operators if "sum" in str(call.operator)]
+        assert len(sums) == 10
+        for n in (3, 5, 8):
+            if trace.fixed and trace.fixed != {"w": n}:
+                continue
+            table = space.table
+            expected = [
+                table[:n], table[n:], table[1 : n - 1, :2], table[..., 1:3], table[: n + 4], table[-n:], table[0],
+                table[:n, 2], table[::2], table[None, :n],
+            ]  # fmt: skip
+            domain = {"w": [3, 5, 8]}
+            found = [[int(at(trace.symbols.evaluate(s), {"w": n}, domain)) for s in c.args[0].shape] for c in sums]
+            assert found == [list(part.shape) for part in expected]
+    plain = [str(call.operator) for call in trace_space(Branching([4, 16]), X).operators]
+    assert not any("slice" in name for name in plain)

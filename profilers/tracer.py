@@ -1,0 +1,206 @@
+"""Tracing as a relaxation: every candidate of every choice is active, and sizes that are chosen are symbols."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from hwnas.errors import UnsupportedError
+from hwnas.nn import ModelSpace
+from hwnas.profilers.symbols import SymbolTable, Table, listed_values, tabulate, union
+from hwnas.profilers.trace import Join, OpCall
+from hwnas.space import Categorical, CategoricalMultiple, MutableExpression, Sample
+from hwnas.supernet import MixedInput, Mixture, Relaxation
+
+
+class TracedMixture(Mixture):
+    """All values of a decision; where it matters which, the trace is told."""
+
+    def __init__(self, decision: MutableExpression, table: Table, tracer: Tracer) -> None:
+        self.values = tuple(dict.fromkeys(table.values.flat))
+        self.weights = None
+        self._decision = decision
+        self._table = table
+        self._tracer = tracer
+
+    @contextmanager
+    def where(self, active: Callable[[Any], bool]) -> Iterator[None]:
+        """Record what runs inside under the condition that the decision is `active`."""
+        holds = np.array([bool(active(value)) for value in self._table.values.flat])
+        condition = Table(self._table.labels, holds.reshape(self._table.values.shape))
+        self._tracer.conditions.append(condition)
+        try:
+            yield
+        finally:
+            self._tracer.conditions.pop()
+
+    def combine(self, outputs: Sequence[Any]) -> Any:
+        """Return the first output, having checked that the others have its shape.
+
+        Raises
+        ------
+        UnsupportedError
+            When the shape of what follows would depend on the decision.
+        """
+        first, *others = (pytree.tree_leaves(output) for output in outputs)
+        labels = ", ".join(self._table.labels)
+        for value, other in zip(self.values[1:], outputs[1:], strict=True):
+            self._tracer.require_same_shapes(labels, (self.values[0], outputs[0]), (value, other))
+        joined = [self._tracer.join([(source, None) for source in same]) for same in zip(first, *others, strict=True)]
+        return pytree.tree_unflatten(joined, pytree.tree_structure(outputs[0]))
+
+
+class TracedSubset(Mixture):
+    """A choice of several tensors: the default ones stand for those that are chosen."""
+
+    def __init__(self, decision: CategoricalMultiple, default: list[int], tracer: Tracer) -> None:
+        super().__init__((default,))
+        self._decision = decision
+        self._tracer = tracer
+
+    def select(self, tensors: Sequence[Tensor], chosen: Sequence[int]) -> list[Tensor]:
+        """Return stand-ins, having recorded when each tensor is used.
+
+        Raises
+        ------
+        UnsupportedError
+            When the tensors differ in shape, so that the shape of what follows would depend on the decision.
+        """
+        for position, tensor in enumerate(tensors):
+            self._tracer.require_same_shapes(self._decision.label, ([0], tensors[0]), ([position], tensor))
+        options = listed_values(self._decision)
+        used = [
+            Table((self._decision.label,), np.array([position in option for option in options]))
+            for position in range(len(tensors))
+        ]
+        sources: list[tuple[Tensor, Table | None]] = list(zip(tensors, used, strict=True))
+        return [self._tracer.join(sources, like=tensors[position]) for position in chosen]
+
+
+class Tracer(Relaxation):
+    """The relaxation that records instead of training.
+
+    Parameters
+    ----------
+    space : ModelSpace
+        Its dimensions are traced.
+    fixed : dict, optional
+        Labels that have one value in this trace, and so are no symbols.
+    """
+
+    def __init__(self, space: ModelSpace, fixed: Sample | None = None) -> None:
+        super().__init__(space.simplify().values())
+        self.symbols = SymbolTable()
+        self.conditions: list[Table] = []
+        self.timeline: list[OpCall | Join] = []
+        self.recording = True
+        self.fixed = fixed or {}
+        self.typical = _generic_sample(space)
+        self._tables: dict[MutableExpression, Table] = {}
+        self.read: dict[str, None] = {}
+
+    def _table(self, decision: MutableExpression) -> Table:
+        if decision not in self._tables:
+            self._tables[decision] = tabulate(decision)
+        return self._tables[decision]
+
+    def mixture(self, decision: MutableExpression) -> Mixture:
+        """Return all values of a decision, or the fixed one."""
+        if self._is_fixed(decision):
+            return Mixture((decision.evaluate(self.fixed),))
+        return TracedMixture(decision, self._table(decision), self)
+
+    def _is_fixed(self, decision: MutableExpression) -> bool:
+        return all(leaf.label in self.fixed for leaf in decision.leaves())
+
+    def value(self, expression: MutableExpression) -> Any:
+        """Return a symbol for an integer, a tuple of symbols for a tuple of integers, and the default otherwise."""
+        if self._is_fixed(expression):
+            return expression.evaluate(self.fixed)
+        table = self._table(expression)
+        default = expression.evaluate(self.typical)
+        kinds = {type(value) for value in table.values.flat}
+        if kinds == {int}:
+            return self.symbols.size(table, default)
+        if kinds == {tuple} and len({len(value) for value in table.values.flat}) == 1:
+            parts = []
+            for position, hint in enumerate(default):
+                part = np.array([value[position] for value in table.values.flat]).reshape(table.values.shape)
+                parts.append(self.symbols.size(Table(table.labels, part), hint))
+            return tuple(parts)
+        self.read.update(dict.fromkeys(table.labels))
+        return default
+
+    def subset(self, decision: CategoricalMultiple) -> Mixture:
+        """Return stand-ins for the chosen items: which ones they are changes no shape, if their number is given."""
+        if decision.label in self.fixed:
+            return Mixture((self.fixed[decision.label],))
+        return TracedSubset(decision, self.typical[decision.label], self)
+
+    def read_number_of_inputs(self, traced: ModelSpace) -> None:
+        """Note which free subsets are joined to something whose size depends on how many items they have."""
+        for module in traced.modules():
+            if isinstance(module, MixedInput) and module.n_chosen is None and module.reduction in ("concat", "none"):
+                self.read[module.label] = None
+
+    @contextmanager
+    def silent(self) -> Iterator[None]:
+        """Run operators that no member runs."""
+        self.recording = False
+        try:
+            yield
+        finally:
+            self.recording = True
+
+    def join(self, sources: list[tuple[Tensor, Table | None]], like: Tensor | None = None) -> Tensor:
+        """Return a tensor that stands for one of several, without leaving an operator behind."""
+        with self.silent():
+            result: Tensor = torch.ops.aten.alias(sources[0][0] if like is None else like)
+        self.timeline.append(Join(result, sources))
+        return result
+
+    def resample(self, memo: Sample, rng: np.random.Generator | None = None) -> Sample:
+        """Decide nothing."""
+        return {}
+
+    def export(self, label: str) -> Any:
+        """Return the value that decides where Python code branches."""
+        return self.typical[label]
+
+    def require_same_shapes(self, labels: str, one: tuple[Any, Any], other: tuple[Any, Any]) -> None:
+        """Raise `UnsupportedError` unless the outputs of two values of a decision, (value, output), agree."""
+        shapes = [[getattr(leaf, "shape", ()) for leaf in pytree.tree_leaves(output)] for _, output in (one, other)]
+        alike = len(shapes[0]) == len(shapes[1]) and all(
+            len(a) == len(b) and all(self.always_equal(x, y) for x, y in zip(a, b, strict=True))
+            for a, b in zip(*shapes, strict=True)
+        )
+        if not alike:
+            first, second = (", ".join(str(tuple(shape)) for shape in found) for found in shapes)
+            raise UnsupportedError(
+                f"{labels}: the choice {one[0]!r} gives the shape {first} and {other[0]!r} gives {second}. Costs need "
+                "candidates that agree in the shape of their output; give them the same stride, padding and number of "
+                "channels"
+            )
+
+    def always_equal(self, a: Any, b: Any) -> bool:
+        """Tell whether two sizes are equal for every sample."""
+        left, right = self.symbols.evaluate(a), self.symbols.evaluate(b)
+        labels = union([left, right])
+        return bool((left.aligned(labels) == right.aligned(labels)).all())
+
+
+def _generic_sample(space: ModelSpace) -> Sample:
+    """Return a sample that is typical: with large numbers, because PyTorch treats sizes of zero and one specially."""
+    default = space.robust_default()
+    largest = {
+        label: max(mutable.values)
+        for label, mutable in space.simplify().items()
+        if isinstance(mutable, Categorical) and all(type(value) in (int, float) for value in mutable.values)
+    }
+    return {**default, **largest} if space.contains({**default, **largest}) else default
