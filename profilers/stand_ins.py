@@ -60,7 +60,7 @@ class StandInWeights(TorchFunctionMode):
     """
 
     def __init__(self, tracer: Tracer) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self._tracer = tracer
         self._made: dict[Any, Tensor] = {}
 
