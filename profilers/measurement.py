@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 # Wall times of several threads are not trusted when the two halves of a session disagree by more than this.
 _CERTIFIED_SPLIT_HALF = 0.02
@@ -99,6 +99,9 @@ class SessionResult:
         Seconds since the epoch.
     duration_s : float
         Wall time, creation of the ONNX Runtime sessions included, in seconds.
+    on_cpu : mapping of str to mapping of str to int, default empty
+        For each workload of which a part ran on the CPU because the provider lacks it: how many nodes of which
+        operator.
     """
 
     measurements: Mapping[str, Measurement]
@@ -111,6 +114,7 @@ class SessionResult:
     load: float
     started: float
     duration_s: float
+    on_cpu: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
     @property
     def certified(self) -> bool:

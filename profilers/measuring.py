@@ -9,7 +9,9 @@ from __future__ import annotations
 import gc
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final
@@ -151,10 +153,16 @@ def measure(
     SessionResult
         A measurement for each key, the overhead of a run and the canary.
 
+    Warns
+    -----
+    UserWarning
+        When the provider left nodes to the CPU; it names their operators. See `SessionResult.on_cpu`.
+
     Raises
     ------
     HwnasError
-        An argument is out of range, a key occurs twice, or a model cannot be loaded or run.
+        An argument is out of range, a key occurs twice, a model cannot be loaded or run, or the provider leaves all
+        of a convolutional network to the CPU.
     """
     _check(workloads, budget_s, relative_error, min_visits, max_visits, floor_ms)
     started, begin = time.time(), time.perf_counter()
@@ -174,14 +182,18 @@ def measure(
     # Processors leave their low clock rates only after a while.
     while time.perf_counter() < begin + _WARM_UP_S:
         session.canary.visit()
+    _check_provider(session.canary, target)
+    on_cpu: dict[str, dict[str, int]] = {}
     measured = 0
     for group in _groups(workloads, session.rng):
         remaining = begin + budget_s - time.perf_counter()
         share = remaining * max(len(group), 1) / max(len(workloads) - measured, 1)
         deadline = time.perf_counter() + share
         runners = [Runner(workload, target, clock, seed) for workload in group]
+        on_cpu.update(_on_cpu(runners, target))
         _measure_group(session, runners, deadline, measured, progress)
         measured += len(group)
+    _warn_of(on_cpu, len(workloads), target)
     final = session.load()
     halves = [split_half(*final.beside(record)) for record in session.records.values()]
     return SessionResult(
@@ -195,7 +207,39 @@ def measure(
         load=load,
         started=started,
         duration_s=time.perf_counter() - begin,
+        on_cpu=on_cpu,
     )
+
+
+def _on_cpu(runners: Sequence[Runner], target: OrtTarget) -> dict[str, dict[str, int]]:
+    """Count for each workload the nodes that the provider left to the CPU, by operator."""
+    found: dict[str, dict[str, int]] = {}
+    for runner in runners:
+        left = {op: n for (provider, op), n in runner.assigned.items() if provider != target.provider}
+        if left:
+            found[runner.workload.key] = left
+    return found
+
+
+def _check_provider(canary: Runner, target: OrtTarget) -> None:
+    providers = {provider for provider, _ in canary.assigned}
+    if providers and target.provider not in providers:
+        raise HwnasError(
+            f"measure: {target.provider} runs no node of a convolutional network; all run on {', '.join(providers)}. "
+            f"What is measured would be that. Check the options and the libraries of {target.provider}, or measure "
+            "with the provider that runs them."
+        )
+
+
+def _warn_of(on_cpu: Mapping[str, Mapping[str, int]], workloads: int, target: OrtTarget) -> None:
+    if on_cpu:
+        counts = sum((Counter(left) for left in on_cpu.values()), Counter())
+        listed = ", ".join(f"{operator} ({n})" for operator, n in counts.most_common())
+        warnings.warn(
+            f"{target.provider} lacks operators in {len(on_cpu)} of {workloads} models; these nodes run on the CPU, "
+            f"their copies to and fro included in what is measured: {listed}",
+            stacklevel=3,
+        )
 
 
 def _built(target: OrtTarget) -> References:

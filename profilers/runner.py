@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 import zlib
+from collections import Counter
 from collections.abc import Callable
 from typing import Final
 
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from hwnas.errors import HwnasError
 from hwnas.profilers.measurement import Workload
-from hwnas.profilers.target import OrtTarget
+from hwnas.profilers.target import CPU_PROVIDER, OrtTarget
 
 Clock = Callable[[], int]
 
@@ -82,6 +83,14 @@ def plan_visit(run_ns: float) -> tuple[int, int]:
     return min(max(windows, _MIN_WINDOWS), _MAX_WINDOWS), repeats
 
 
+def _assigned(session: onnxruntime.InferenceSession) -> Counter[tuple[str, str]]:
+    """Count nodes by provider and operator."""
+    if not hasattr(session, "get_provider_graph_assignment_info"):
+        return Counter()
+    subgraphs = session.get_provider_graph_assignment_info()
+    return Counter((part.ep_name, node.op_type) for part in subgraphs for node in part.get_nodes())
+
+
 class Runner:
     """A workload that is loaded, bound and warm.
 
@@ -100,6 +109,14 @@ class Runner:
     ------
     HwnasError
         The model cannot be loaded, its inputs cannot be made or it cannot be run; the workload is named.
+
+    Attributes
+    ----------
+    windows, repeats : int
+        How a visit is divided; see `plan_visit`.
+    assigned : Counter of (str, str)
+        How many nodes of which operator run on which provider, by provider and operator. Empty on the CPU, and where
+        ONNX Runtime is too old to tell.
     """
 
     def __init__(self, workload: Workload, target: OrtTarget, clock: Clock, seed: int = 0) -> None:
@@ -119,6 +136,7 @@ class Runner:
                 f"Workload {workload.title!r}: provider {target.provider} did not start and ONNX Runtime "
                 f"fell back to {', '.join(active)}. Check the driver and the libraries of the provider."
             )
+        self.assigned = _assigned(self._session) if target.provider != CPU_PROVIDER else Counter()
         feeds = self._make_inputs(seed)
         device = _DEVICES.get(target.provider, "cpu")
         try:

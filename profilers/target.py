@@ -34,7 +34,8 @@ class OrtTarget:
     Parameters
     ----------
     provider : str, default "CPUExecutionProvider"
-        Name of an installed execution provider.
+        Name of an installed execution provider. Operators that it does not have run on the CPU, and are reported by
+        `hwnas.profilers.measure`.
     provider_options : mapping of str to str, int, float or bool, optional
         Options of the provider, as ONNX Runtime documents them.
     intra_op_threads : int, default 1
@@ -167,6 +168,8 @@ class OrtTarget:
         options.inter_op_num_threads = 1
         options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
         options.log_severity_level = 3  # failures arrive as exceptions; warnings would drown them
+        if self.provider != CPU_PROVIDER:
+            options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         return options
 
 
