@@ -215,6 +215,7 @@ class OnnxRuntimeLatencyProfiler(Profiler):
         # Rows of different sessions are comparable only through what was measured in both.
         references = sorted(known, key=lambda key: known[key].stderr_ms / known[key].latency_ms)[:REFERENCES]
         workloads = self._parts.workloads([*missing, *references], self.target, self._progress)
+        record = functools.partial(self.store.record, self.device, self.target)
         result = measure(
             workloads,
             self.target,
@@ -222,10 +223,11 @@ class OnnxRuntimeLatencyProfiler(Profiler):
             relative_error=self.relative_error,
             floor_ms=self.store.canary_floor_ms(self.device.key, self.target.key),
             seed=self.seed,
+            anchors=references,
+            record=record,
             progress=functools.partial(self._progress, "measure"),
         )
-        ratios = [known[key].latency_ms / result.measurements[key].latency_ms for key in references]
-        self.store.record(self.device, self.target, result, anchor_scale=float(np.median(ratios)) if ratios else 1.0)
+        record(result)
 
     def _lookup(self, keys: Sequence[str]) -> dict[str, Measurement]:
         return self.store.lookup(list(dict.fromkeys(keys)), self.device.key, self.target.key)

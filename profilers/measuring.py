@@ -11,7 +11,7 @@ import os
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final
@@ -28,6 +28,7 @@ from hwnas.profilers.timing import canary_floor, count_quiet, split_half, summar
 __all__ = ["Measurement", "References", "SessionResult", "Workload", "measure"]
 
 Progress = Callable[[int, int], None]
+Record = Callable[[SessionResult], object]
 
 # Sessions alive at the same time: beyond this, models are measured in groups, to bound the memory.
 _GROUP_SIZE: Final = 400
@@ -35,6 +36,7 @@ _GROUP_BYTES: Final = 1 << 30
 _CANARY_EVERY: Final = 16
 _WARM_UP_S: Final = 0.2
 _LEAST_VISITS: Final = 2
+_RECORD_EVERY_S: Final = 2.0
 
 
 @dataclass
@@ -69,6 +71,11 @@ class _Load:
 class _Session:
     """What the groups of a session share."""
 
+    target: OrtTarget
+    clock: str
+    load_average: float
+    started: float
+    begin: float
     identity: Runner
     canary: Runner
     rng: np.random.Generator
@@ -81,11 +88,32 @@ class _Session:
     canary_record: _Record = field(default_factory=_Record)
 
     verdicts: dict[str, tuple[int, bool]] = field(default_factory=dict)
+    on_cpu: dict[str, dict[str, int]] = field(default_factory=dict)
+    settled: set[str] = field(default_factory=set)  # keys of groups that are done
 
     def load(self) -> _Load:
         canary = self.canary_record.array()
         floor = min(self.prior_floor, canary_floor(canary))
         return _Load(np.array(self.canary_record.moments), np.median(canary, axis=1), floor)
+
+    def result(self, keys: Collection[str]) -> SessionResult:
+        """Summarise the session with the measurements of some keys, in the order of the workloads."""
+        load = self.load()
+        records = {key: record for key, record in self.records.items() if key in keys}
+        halves = [split_half(*load.beside(record)) for record in records.values()]
+        return SessionResult(
+            measurements={key: summarise(*load.beside(record)) for key, record in records.items()},
+            overhead=summarise(*load.beside(self.identity_record)),
+            canary=summarise(*load.beside(self.canary_record)),
+            canary_floor_ms=load.floor,
+            clock=self.clock,
+            split_half_error=float(np.median(halves)) if halves else float("nan"),
+            threads=self.target.intra_op_threads,
+            load=self.load_average,
+            started=self.started,
+            duration_s=time.perf_counter() - self.begin,
+            on_cpu=self.on_cpu,
+        )
 
     def is_finished(self, key: str, record: _Record, load: _Load) -> bool:
         """Whether a record has reached the target error or the most visits, counting quiet visits only."""
@@ -113,6 +141,8 @@ def measure(
     floor_ms: float | None = None,
     seed: int = 0,
     references: References | None = None,
+    anchors: Collection[str] = (),
+    record: Record | None = None,
     progress: Progress | None = None,
 ) -> SessionResult:
     """Measure the latency of ONNX models by the interleaved protocol.
@@ -145,8 +175,15 @@ def measure(
     references : References, optional
         The Identity and the canary network, in the precision of the target; built unless given, which needs the
         package onnx.
+    anchors : collection of str, optional
+        Keys that an earlier session has measured. They are measured first where there are several groups, and are part
+        of whatever is recorded.
+    record : callable, optional
+        Called now and then, between two rounds, with what the session has found so far: the models that are finished,
+        and the anchors. What is given to `LatencyStore.record` survives the end of the process.
     progress : callable, optional
-        Called after each round with the number of finished models and the number of all.
+        Called after each round with the number of models that are done and the number of all. In a session that its
+        time will end the share of the time counts.
 
     Returns
     -------
@@ -164,12 +201,16 @@ def measure(
         An argument is out of range, a key occurs twice, a model cannot be loaded or run, or the provider leaves all
         of a convolutional network to the CPU.
     """
+    begin = time.perf_counter()
     _check(workloads, budget_s, relative_error, min_visits, max_visits, floor_ms)
-    started, begin = time.time(), time.perf_counter()
-    load = _load_average()
     clock_name, clock = choose_clock(target)
     references = _built(target) if references is None else references
     session = _Session(
+        target=target,
+        clock=clock_name,
+        load_average=_load_average(),
+        started=time.time(),
+        begin=begin,
         identity=Runner(Workload("identity", references.identity), target, clock, seed),
         canary=Runner(Workload("canary", references.canary), target, clock, seed),
         rng=np.random.default_rng(seed),
@@ -183,32 +224,38 @@ def measure(
     while time.perf_counter() < begin + _WARM_UP_S:
         session.canary.visit()
     _check_provider(session.canary, target)
-    on_cpu: dict[str, dict[str, int]] = {}
+    recorder = _Recorder(session, frozenset(anchors), record)
     measured = 0
-    for group in _groups(workloads, session.rng):
+    for group in _groups(workloads, session.rng, anchors):
         remaining = begin + budget_s - time.perf_counter()
         share = remaining * max(len(group), 1) / max(len(workloads) - measured, 1)
         deadline = time.perf_counter() + share
         runners = [Runner(workload, target, clock, seed) for workload in group]
-        on_cpu.update(_on_cpu(runners, target))
-        _measure_group(session, runners, deadline, measured, progress)
+        session.on_cpu.update(_on_cpu(runners, target))
+        _measure_group(session, runners, deadline, measured, recorder, progress)
         measured += len(group)
-    _warn_of(on_cpu, len(workloads), target)
-    final = session.load()
-    halves = [split_half(*final.beside(record)) for record in session.records.values()]
-    return SessionResult(
-        measurements={key: summarise(*final.beside(record)) for key, record in session.records.items()},
-        overhead=summarise(*final.beside(session.identity_record)),
-        canary=summarise(*final.beside(session.canary_record)),
-        canary_floor_ms=final.floor,
-        clock=clock_name,
-        split_half_error=float(np.median(halves)) if halves else float("nan"),
-        threads=target.intra_op_threads,
-        load=load,
-        started=started,
-        duration_s=time.perf_counter() - begin,
-        on_cpu=on_cpu,
-    )
+        session.settled.update(workload.key for workload in group)
+    _warn_of(session.on_cpu, len(workloads), target)
+    return session.result(session.records)
+
+
+class _Recorder:
+    """Has what is finished recorded, not too often."""
+
+    def __init__(self, session: _Session, anchors: frozenset[str], record: Record | None) -> None:
+        self._session, self._anchors, self._record = session, anchors, record
+        self._last = time.perf_counter()
+        self._recorded: set[str] = set()
+
+    def offer(self, finished: set[str]) -> None:
+        """Record what is finished if there is something new."""
+        now = time.perf_counter()
+        keys = self._session.settled | finished
+        if self._record is None or now - self._last < _RECORD_EVERY_S or keys <= self._recorded:
+            return
+        self._record(self._session.result(keys | self._anchors))
+        self._recorded |= keys
+        self._last = time.perf_counter()
 
 
 def _on_cpu(runners: Sequence[Runner], target: OrtTarget) -> dict[str, dict[str, int]]:
@@ -250,7 +297,12 @@ def _built(target: OrtTarget) -> References:
 
 
 def _measure_group(
-    session: _Session, runners: Sequence[Runner], deadline: float, before: int, progress: Progress | None
+    session: _Session,
+    runners: Sequence[Runner],
+    deadline: float,
+    before: int,
+    recorder: _Recorder,
+    progress: Progress | None,
 ) -> None:
     """Visit the runners round after round until all are finished or the deadline has passed."""
     # Without workloads the overhead is what there is to measure.
@@ -258,19 +310,22 @@ def _measure_group(
     watched = watched or {session.identity.workload.key: session.identity_record}
     finished: set[str] = set()
     rounds, next_check = 0, session.min_visits
-    while len(finished) < len(watched):
+    begin, done, in_time = time.perf_counter(), 0, True
+    while in_time and len(finished) < len(watched):
         pending = [runner for runner in runners if runner.workload.key not in finished]
         with _no_garbage_collection():
-            if not _visit_all(session, pending, deadline if rounds >= _LEAST_VISITS else float("inf")):
-                return
+            in_time = _visit_all(session, pending, deadline if rounds >= _LEAST_VISITS else float("inf"))
         rounds += 1
         if rounds >= next_check:
             # Between rounds, for it disturbs the caches, and at growing intervals, for it takes time.
             next_check = rounds + max(1, rounds // 8)
             load = session.load()
             finished = {key for key, record in watched.items() if session.is_finished(key, record, load)}
+            recorder.offer(finished & set(session.records))
         if progress is not None and runners:
-            progress(before + len(finished), len(session.records))
+            elapsed = (time.perf_counter() - begin) / max(deadline - begin, 1e-9)
+            done = max(done, len(finished), int(len(runners) * min(elapsed, 1.0)))
+            progress(before + done, len(session.records))
 
 
 def _visit_all(session: _Session, runners: Sequence[Runner], deadline: float) -> bool:
@@ -290,9 +345,15 @@ def _visit_all(session: _Session, runners: Sequence[Runner], deadline: float) ->
     return True
 
 
-def _groups(workloads: Sequence[Workload], rng: np.random.Generator) -> Iterator[list[Workload]]:
-    """Split the workloads at random into groups of a bounded number and size; one empty group for none."""
+def _groups(
+    workloads: Sequence[Workload], rng: np.random.Generator, first: Collection[str] = ()
+) -> Iterator[list[Workload]]:
+    """Split the workloads at random into groups of a bounded number and size; one empty group for none.
+
+    Those whose keys are `first` come before the others.
+    """
     order = rng.permutation(len(workloads))
+    order = order[np.argsort([workloads[index].key not in first for index in order], kind="stable")]
     count = max(1, -(-len(workloads) // _GROUP_SIZE))
     for indices in np.array_split(order, count):
         group: list[Workload] = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import Any, Final
 from hwnas.errors import StoreError
 from hwnas.profilers.device import Device
 from hwnas.profilers.measurement import Measurement, SessionResult
-from hwnas.profilers.target import OrtTarget
+from hwnas.profilers.target import PROTOCOL_VERSION, OrtTarget
 
 SCHEMA_VERSION: Final = 1
 # Marks the file as a latency store: another program's database may well have the same schema number.
@@ -197,10 +198,13 @@ class LatencyStore:
         target: OrtTarget,
         result: SessionResult,
         *,
-        anchor_scale: float = 1.0,
+        anchor_scale: float | None = None,
         refresh: bool = False,
     ) -> int:
         """Keep a session and its measurements, all or nothing.
+
+        A session that is known already, by device, target and start, goes on: its description and its own rows become
+        those that are given. So a session may be recorded while it is measured, as far as it has come.
 
         Parameters
         ----------
@@ -210,10 +214,11 @@ class LatencyStore:
             On what it was measured.
         result : SessionResult
             The session.
-        anchor_scale : float, default 1
-            Factor that makes its latencies comparable with those already kept.
+        anchor_scale : float, optional
+            Factor that makes its latencies comparable with those of the other sessions. Unless given it is the median
+            ratio over the workloads that an earlier session has measured too, and 1 where there are none.
         refresh : bool, default False
-            Replace known rows. Otherwise they stay as they are.
+            Replace rows of other sessions, with a scale of 1. Otherwise they stay as they are.
 
         Returns
         -------
@@ -225,40 +230,75 @@ class LatencyStore:
         StoreError
             The file cannot be written.
         """
-        description = target.to_dict()
         with self._transaction():
             self._describe("device", device.key, device.to_dict())
-            self._describe("target", target.key, description)
-            cursor = self._connection.execute(
-                "INSERT INTO session (device, target, protocol, started, duration_s, clock, load, canary_ms, "
-                "canary_floor_ms, overhead_ms, split_half_error, anchor_scale) "
-                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (
-                    device.key,
-                    target.key,
-                    description["protocol"],
-                    result.started,
-                    result.duration_s,
-                    result.clock,
-                    result.load,  # SQLite keeps NaN as NULL
-                    result.canary.latency_ms,
-                    result.canary_floor_ms,
-                    result.overhead.latency_ms,
-                    result.split_half_error,
-                    anchor_scale,
-                ),
-            )
-            session, before = cursor.lastrowid, self._connection.total_changes
+            self._describe("target", target.key, target.to_dict())
+            session = self._session(device.key, target.key, result)
+            if anchor_scale is None and refresh:
+                anchor_scale = 1.0
+            elif anchor_scale is None:
+                anchor_scale = self._anchor_scale(device.key, target.key, result, session)
+            self._connection.execute("UPDATE session SET anchor_scale = ? WHERE id = ?", (anchor_scale, session))
+            before = self._connection.total_changes
+            columns = ("latency_ms", "stderr_ms", "visits", "contended", "session")
             self._connection.executemany(
-                # Not "OR IGNORE", which would also drop rows that break another rule, without a word.
-                f"INSERT {'OR REPLACE ' if refresh else ''}INTO measurement "
-                f"VALUES (?, ?, ?, ?, ?, ?, ?, ?){'' if refresh else ' ON CONFLICT DO NOTHING'}",
+                # Not "OR IGNORE" or "OR REPLACE", which would also drop rows that break another rule, without a word.
+                "INSERT INTO measurement VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET "
+                + ", ".join(f"{column} = excluded.{column}" for column in columns)
+                + ("" if refresh else " WHERE session = excluded.session"),
                 [
                     (device.key, target.key, key, m.latency_ms, m.stderr_ms, m.visits, m.contended, session)
                     for key, m in result.measurements.items()
                 ],
             )
             return self._connection.total_changes - before
+
+    def _session(self, device_key: str, target_key: str, result: SessionResult) -> int:
+        """Write the description of a session; give its number."""
+        known = self._connection.execute(
+            "SELECT id FROM session WHERE device = ? AND target = ? AND started = ?",
+            (device_key, target_key, result.started),
+        ).fetchone()
+        values = (
+            None if known is None else known[0],
+            device_key,
+            target_key,
+            PROTOCOL_VERSION,
+            result.started,
+            result.duration_s,
+            result.clock,
+            result.load,  # SQLite keeps NaN as NULL
+            result.canary.latency_ms,
+            result.canary_floor_ms,
+            result.overhead.latency_ms,
+            result.split_half_error,
+            1.0,
+        )
+        cursor = self._connection.execute(
+            "INSERT INTO session VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET "
+            "duration_s = excluded.duration_s, load = excluded.load, canary_ms = excluded.canary_ms, "
+            "canary_floor_ms = excluded.canary_floor_ms, overhead_ms = excluded.overhead_ms, "
+            "split_half_error = excluded.split_half_error",
+            values,
+        )
+        assert cursor.lastrowid is not None
+        return int(cursor.lastrowid if known is None else known[0])
+
+    def _anchor_scale(self, device_key: str, target_key: str, result: SessionResult, session: int) -> float:
+        """Compare a session with earlier ones. Later ones do not count, for they were compared with this one."""
+        ratios = []
+        keys = list(result.measurements)
+        for start in range(0, len(keys), _CHUNK):
+            chunk = keys[start : start + _CHUNK]
+            rows = self._connection.execute(
+                "SELECT workload, latency_ms * anchor_scale FROM measurement "
+                "JOIN session ON session.id = measurement.session "
+                "WHERE measurement.device = ? AND measurement.target = ? AND measurement.session < ? "
+                f"AND workload IN ({', '.join('?' * len(chunk))})",
+                (device_key, target_key, session, *chunk),
+            )
+            ratios += [latency_ms / result.measurements[key].latency_ms for key, latency_ms in rows]
+        return statistics.median(ratios) if ratios else 1.0
 
     def sessions(self, device_key: str, target_key: str) -> list[StoredSession]:
         """Give the sessions of a device and a target, the oldest first.

@@ -68,7 +68,7 @@ class LineNarrator:
     """Plain lines, few of them, for a file or a pipe.
 
     Progress gets a line when it begins, when it ends, and in between only after another tenth of the work and
-    5 s.
+    5 s, with the time that is left at the pace so far.
 
     Parameters
     ----------
@@ -81,10 +81,12 @@ class LineNarrator:
     def __init__(self, stream: TextIO, clock: Clock = time.monotonic) -> None:
         self._stream = stream
         self._clock = clock
-        self._last: dict[str, tuple[int, float]] = {}  # what was last said of each: how much, when
+        self._first: dict[str, tuple[int, float]] = {}  # what was first said of each: how much, when
+        self._last: dict[str, tuple[int, float]] = {}
 
     def stage(self, title: str) -> None:
         """Write the title."""
+        self._first.clear()
         self._last.clear()
         self._write(title)
 
@@ -101,8 +103,17 @@ class LineNarrator:
             due = done - said[0] >= LINE_EVERY_SHARE * total and now - said[1] >= LINE_EVERY_S
             if not (ended or due):
                 return
+        if said is None or done < said[0]:
+            self._first[what] = done, now
         self._last[what] = done, now
-        self._write(f"  {what}: {done} of {total}")
+        self._write(f"  {what}: {done} of {total}{self._left(what, total)}")
+
+    def _left(self, what: str, total: int) -> str:
+        (begun, start), (done, now) = self._first[what], self._last[what]
+        if not begun < done < total:
+            return ""
+        seconds = (now - start) * (total - done) / (done - begun)
+        return f", about {seconds:.0f} s left" if seconds < 100 else f", about {seconds / 60:.0f} min left"
 
     def _write(self, line: str) -> None:
         print(line, file=self._stream, flush=True)

@@ -46,13 +46,15 @@ def test_fast_progress_gets_its_begin_and_its_end(lines, clock):
 def test_slow_progress_gets_a_line_each_tenth(lines, clock):
     narrator, written = lines
     advance(narrator, clock, 1000, 1.0)
-    assert written() == [f"  train: {done} of 1000" for done in range(0, 1001, 100)]
+    left = ["", *(f", about {minutes} min left" for minutes in (15, 13, 12, 10, 8, 7, 5, 3, 2)), ""]
+    assert written() == [f"  train: {100 * i} of 1000{left[i]}" for i in range(11)]
 
 
 def test_between_the_two_there_are_5_s_between_lines(lines, clock):
     narrator, written = lines
     advance(narrator, clock, 100, 0.25)  # a tenth takes 2.5 s
-    assert written() == [f"  train: {done} of 100" for done in (0, 20, 40, 60, 80, 100)]
+    left = ["", ", about 20 s left", ", about 15 s left", ", about 10 s left", ", about 5 s left", ""]
+    assert written() == [f"  train: {20 * i} of 100{left[i]}" for i in range(6)]
 
 
 def test_the_end_is_said_once(lines):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import itertools
 import math
 import time
 from pathlib import Path
@@ -122,6 +123,56 @@ def test_groups_cover_all_keys_and_report_progress(monkeypatch: pytest.MonkeyPat
     assert list(found.measurements) == [str(i) for i in range(5)]
     assert {total for _, total in seen} == {5}
     assert seen == sorted(seen)
+    assert seen[-1] == (5, 5)
+
+
+def test_progress_is_the_share_of_the_time_where_time_ends_the_session() -> None:
+    seen: list[int] = []
+    workloads = [Workload(str(i), conv_net(16)) for i in range(10)]
+    measure(
+        workloads,
+        TARGET,
+        budget_s=1,
+        relative_error=1e-9,
+        max_visits=10**6,
+        progress=lambda done, total: seen.append(done),
+    )
+    assert seen == sorted(seen)
+    assert seen[-1] == 10
+    assert len(set(seen)) > 5
+
+
+def test_what_is_finished_is_recorded_as_the_session_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure_module, "_RECORD_EVERY_S", 0.0)
+    monkeypatch.setattr(measure_module, "_GROUP_SIZE", 2)
+    seen: list[SessionResult] = []
+    workloads = [Workload(str(i), conv_net(16)) for i in range(6)]
+    final = measure(workloads, TARGET, budget_s=4, max_visits=8, anchors=["5"], record=seen.append)
+    assert seen
+    recorded = [set(result.measurements) for result in seen]
+    # The anchor is there from the beginning, what was there stays, and there is no record without news.
+    assert all("5" in keys for keys in recorded)
+    assert all(before <= after for before, after in itertools.pairwise(recorded))
+    assert len(recorded) <= 6
+    assert recorded[-1] <= set(final.measurements)
+    assert {result.started for result in seen} == {final.started}
+    for result in seen:
+        assert all(found.visits >= 2 for found in result.measurements.values())
+        assert list(result.measurements) == sorted(result.measurements)
+
+
+def test_nothing_is_recorded_too_often() -> None:
+    seen: list[SessionResult] = []
+    measure([Workload("a", conv_net(16))], TARGET, budget_s=0.3, max_visits=8, record=seen.append)
+    assert not seen
+
+
+def test_anchors_come_first() -> None:
+    workloads = [Workload(str(i), b"") for i in range(900)]
+    groups = list(measure_module._groups(workloads, np.random.default_rng(0), ["7", "800"]))
+    assert [len(group) for group in groups] == [300, 300, 300]
+    assert {"7", "800"} <= {workload.key for workload in groups[0]}
+    assert len({workload.key for group in groups for workload in group}) == 900
 
 
 def test_models_of_many_bytes_are_measured_in_groups(monkeypatch: pytest.MonkeyPatch) -> None:

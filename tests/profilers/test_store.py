@@ -80,7 +80,7 @@ def test_the_first_row_stays_until_it_is_refreshed() -> None:
         store.record(DEVICE, TARGET, result(a=1.0))
         assert store.record(DEVICE, TARGET, result(a=2.0, b=3.0)) == 1
         found = store.lookup(["a", "b"], DEVICE.key, TARGET.key)
-        assert [m.latency_ms for m in found.values()] == [1.0, 3.0]
+        assert [m.latency_ms for m in found.values()] == [1.0, 1.5]  # `a` tells that the second session is slower
         assert store.record(DEVICE, TARGET, result(a=4.0), refresh=True) == 1
         assert store.lookup(["a"], DEVICE.key, TARGET.key)["a"].latency_ms == 4.0
         assert len(store.sessions(DEVICE.key, TARGET.key)) == 3
@@ -94,6 +94,38 @@ def test_rows_are_scaled_by_the_anchors_of_their_session() -> None:
         assert found["b"].latency_ms == 1.25 * found["a"].latency_ms
         assert found["b"].stderr_ms == 1.25 * found["a"].stderr_ms
         assert [s.anchor_scale for s in store.sessions(DEVICE.key, TARGET.key)] == [1.0, 1.25]
+
+
+def test_a_session_is_compared_with_the_earlier_ones_by_what_both_measured() -> None:
+    with LatencyStore() as store:
+        store.record(DEVICE, TARGET, result(a=1.0, b=2.0, c=3.0))
+        store.record(DEVICE, TARGET, result(a=2.0, b=4.0, c=3.0, d=10.0))  # twice as slow, but for one outlier
+        assert store.lookup(["d"], DEVICE.key, TARGET.key)["d"].latency_ms == 5.0
+        store.record(DEVICE, OrtTarget(intra_op_threads=2), result(a=7.0, d=7.0))
+        assert store.sessions(DEVICE.key, OrtTarget(intra_op_threads=2).key)[0].anchor_scale == 1.0
+
+
+def test_a_session_may_be_recorded_as_it_goes_on() -> None:
+    first, second = result(a=1.0), result(b=3.0)
+    with LatencyStore() as store:
+        store.record(DEVICE, TARGET, first)
+        store.record(DEVICE, TARGET, second)
+        # Both have found more, and something out about what they had found.
+        further = result(a=2.0, b=4.0, c=8.0)
+        further = dataclasses.replace(further, started=second.started, canary_floor_ms=0.15, duration_s=7.0)
+        assert store.record(DEVICE, TARGET, further) == 2
+        first = dataclasses.replace(result(a=1.1, b=9.0), started=first.started)
+        assert store.record(DEVICE, TARGET, first) == 1
+        found = store.lookup(["a", "b", "c"], DEVICE.key, TARGET.key)
+        # The first session is the standard, whatever the second one found; that one was compared with what was known.
+        assert [m.latency_ms for m in found.values()] == [1.1, 2.0, 4.0]
+        sessions = store.sessions(DEVICE.key, TARGET.key)
+        assert [session.anchor_scale for session in sessions] == [1.0, 0.5]
+        assert [session.canary_floor_ms for session in sessions] == [0.19, 0.15]
+        # The same once more changes nothing.
+        store.record(DEVICE, TARGET, first)
+        assert store.lookup(["a", "b", "c"], DEVICE.key, TARGET.key) == found
+        assert len(store.sessions(DEVICE.key, TARGET.key)) == 2
 
 
 def test_many_keys_are_looked_up_at_once() -> None:
@@ -214,7 +246,13 @@ def test_a_file_that_may_only_be_read_serves_lookups(tmp_path: Path) -> None:
 
 
 _WRITER = """
-import sys
+import sys, types
+from pathlib import Path
+import hwnas
+# Without what hwnas.profilers imports for others, PyTorch above all.
+package = types.ModuleType("hwnas.profilers")
+package.__path__ = [str(Path(hwnas.__file__).parent / "profilers")]
+sys.modules["hwnas.profilers"] = package
 from tests.profilers.test_store import DEVICE, TARGET, result
 from hwnas.profilers.store import LatencyStore
 
