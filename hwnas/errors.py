@@ -35,11 +35,12 @@ class BudgetError(HwnasError, ValueError):
     ----------
     message : str
         The budget, the nearest reachable cost and what blocks it.
-    nearest : float, optional
-        The reachable cost nearest to the budget, in the unit of the budget.
+    nearest : float or tuple of float, optional
+        The reachable cost nearest to the budget, in the unit of the budget. Of several ranges that exclude each other,
+        one for each: the nearest to it while the others are kept, NaN where there is none.
     """
 
-    def __init__(self, message: str, nearest: float | None = None) -> None:
+    def __init__(self, message: str, nearest: float | tuple[float, ...] | None = None) -> None:
         self.nearest = nearest
         super().__init__(message)
 

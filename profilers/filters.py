@@ -77,7 +77,7 @@ class RangeProfilerFilter(ProfilerFilter):
 class AllOf:
     """Accepts what several filters all accept.
 
-    Strategies draw inside one of the ranges among them and reject by the others; see
+    Strategies draw inside all the ranges among them, and reject by the other filters; see
     `hwnas.strategies.feasible.FeasibleSampler`.
 
     Parameters

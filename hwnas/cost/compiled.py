@@ -12,7 +12,7 @@ import numpy.typing as npt
 from hwnas.cost.domain import Domain
 from hwnas.cost.elimination import elimination_order, minimise
 from hwnas.cost.factor import Factor, Table, compile_tables
-from hwnas.cost.path import Step, build_path
+from hwnas.cost.path import Step, build_paths
 
 # Rows evaluated at a time, so that their columns stay in the cache.
 _ROWS = 4096
@@ -110,14 +110,13 @@ class Compiled:
 
     @cached_property
     def path(self) -> list[Step]:
-        """The steps of the budget sampler."""
-        return build_path(self.tables, self.allowed_tables, self.labels, self.sizes)
+        """The steps in which the labels of this cost alone are decided."""
+        return build_paths([self.tables], self.allowed_tables, self.labels, self.sizes)[0]
 
     @cached_property
-    def free_labels(self) -> list[int]:
-        """Positions of the labels that no cost and no constraint depends on."""
-        bound = {p for table in (*self.tables, *self.allowed_tables) for p in table.scope}
-        return [p for p in range(len(self.labels)) if p not in bound]
+    def bound_labels(self) -> frozenset[int]:
+        """Positions of the labels that the cost or a constraint depends on."""
+        return frozenset(p for table in (*self.tables, *self.allowed_tables) for p in table.scope)
 
     def format(self, cost: float, digits: int = 6) -> str:
         """Write a cost with its unit; whole numbers in full, others to some digits."""

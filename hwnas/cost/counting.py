@@ -1,15 +1,17 @@
-"""How many members of a space cost something within a range."""
+"""How many members of a space have costs within ranges."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from hwnas.cost.compiled import Compiled
-from hwnas.cost.lattice import FloatArray, Lattice, TooManyError
-from hwnas.cost.nearest import ENUMERATION_LIMIT, LEVELS, member_rows, resolutions
+from hwnas.cost.aim import Aim, NothingError, aims_at
+from hwnas.cost.bounded import Bounded, bound_labels, member_rows, within_all
+from hwnas.cost.draws import ENUMERATION_LIMIT
+from hwnas.cost.histograms import LEVELS, TooManyError, Window, resolutions
 
 # Members whose side of the border is not known are judged by this many draws when they are too many to list.
 _DRAWS = 8192
@@ -40,51 +42,46 @@ class Count:
         return self.lower == self.upper
 
 
-def count_within(model: Compiled, low: float, high: float) -> Count:
-    """Count the assignments of all labels that satisfy the constraints and cost between `low` and `high`.
+def count_within(ranges: Sequence[Bounded]) -> Count:
+    """Count the assignments of all labels that satisfy the constraints and have every cost within its range.
 
-    Exact when all costs are whole numbers with a common divisor that is not tiny (a 65,000th of the range or
-    more), and whenever the members close to the ends of the range are few enough to list; both up to 2**53
-    members, not counting labels without a factor. Otherwise the bounds hold, and the value between them is
-    estimated from draws.
+    Exact when all costs are whole numbers with common divisors that are not tiny (for one cost: a 65,000th of
+    the range or more), and whenever the members close to the ends of the ranges are few enough to list; both up
+    to 2**53 members, not counting labels without a factor. Otherwise the bounds hold, and the value between them
+    is estimated from draws.
+
+    Parameters
+    ----------
+    ranges : sequence of Bounded
+        Costs over one domain with the same constraints, and their ranges.
     """
-    free = math.prod(model.sizes[label] for label in model.free_labels)
-    ones: list[FloatArray] = [np.ones(size) for size in model.sizes]
-    lattices = [Lattice(model.path, ones, model.constant, sign) for sign in (1, -1)]
-    if not (model.feasible and math.isfinite(lattices[0].minimum)):
+    first = ranges[0].model
+    bound = bound_labels(ranges)
+    free = math.prod(size for label, size in enumerate(first.sizes) if label not in bound)
+    try:
+        aims = aims_at(ranges, [np.ones(size) for size in first.sizes])
+    except NothingError:
         return Count(0, 0, 0)
-    smallest, largest = lattices[0].minimum, -lattices[1].minimum
-    up, down = min(high, largest) - smallest, largest - max(low, smallest)
-    lattice, span = (lattices[0], up) if up <= down else (lattices[1], down)
-    if lattice.sign < 0:
-        low, high = -high, -low
-    if low > high or span < -lattice.slack:
-        return Count(0, 0, 0)
+    lattices = [aim.lattice for aim in aims]
+    asked = [(aim.low, aim.high) for aim in aims]
     count = Count(0, 0, 0)
-    covered = low <= lattice.minimum - lattice.slack and high >= lattice.maximum + lattice.slack
-    levels: tuple[int, ...] = (2,) if covered else LEVELS[:2]
-    common = lattice.common_step(span)
-    if common is not None and (bins := math.ceil(span / common) + 2) <= LEVELS[-1] and not covered:
-        levels = (bins,)
-    for histograms in resolutions(lattice, span, levels):
-        wide, sure = histograms.window(low, high), histograms.window(low, high, sure=True)
-        if sure[0] >= sure[1]:
-            sure = (wide[0], wide[0])
-        certain = histograms.weight(*sure)
+    for histograms in resolutions(lattices, [aim.span for aim in aims], _levels(aims)):
+        wide, sure = histograms.window(asked), histograms.window(asked, sure=True)
+        certain = histograms.weight(sure)
         doubtful = 0.0
         lower, upper, value = certain, certain, certain
-        for first, last in ((wide[0], sure[0]), (sure[1], wide[1])):
-            members = histograms.weight(first, last)
+        for window in _shell(wide, sure):
+            members = histograms.weight(window)
             if members == 0.0:
                 continue
             try:
-                choices = histograms.enumerate(first, last, ENUMERATION_LIMIT).choices
+                choices = histograms.enumerate(window, ENUMERATION_LIMIT).choices
                 listed = True
             except TooManyError:
-                choices = histograms.draw(first, last, _DRAWS, np.random.default_rng(0))
+                choices = histograms.draw(window, _DRAWS, np.random.default_rng(0))
                 listed = False
-            costs = lattice.sign * model.evaluate(member_rows(model, choices))
-            within = float(np.count_nonzero((costs >= low) & (costs <= high)))
+            rows = member_rows(lattices[0].steps, len(first.labels), choices)
+            within = float(np.count_nonzero(within_all(ranges, rows)))
             if listed:
                 lower, upper, value = lower + within, upper + within, value + within
             else:
@@ -95,6 +92,26 @@ def count_within(model: Compiled, low: float, high: float) -> Count:
         if doubtful <= 0.01 * certain:
             break
     return count
+
+
+def _levels(aims: Sequence[Aim]) -> tuple[int, ...]:
+    """Give the resolutions to try: at once the exact one where that is in reach."""
+    if aims[0].covers_all:
+        return (2,)
+    cells = 1
+    for aim in aims:
+        common = aim.lattice.common_step(aim.span)
+        cells *= LEVELS[-1] + 1 if common is None else math.ceil(aim.span / common) + 2
+    return (cells,) if cells <= LEVELS[-1] else LEVELS[: 2 if len(aims) == 1 else None]
+
+
+def _shell(wide: Window, sure: Window) -> Iterator[Window]:
+    """Divide what a window has more than one inside it into windows."""
+    if any(first >= last for first, last in sure):
+        sure = ((wide[0][0], wide[0][0]), *wide[1:])  # nothing is sure
+    for k, ((first, last), (inner_first, inner_last)) in enumerate(zip(wide, sure, strict=True)):
+        for part in ((first, inner_first), (inner_last, last)):
+            yield (*sure[:k], part, *wide[k + 1 :])
 
 
 def _rounded(number: float, direction: int) -> int:

@@ -60,6 +60,19 @@ class Domain:
         """Give the number of labels."""
         return len(self.labels)
 
+    def union(self, other: Domain) -> Domain:
+        """Give the labels of both, those of this one first.
+
+        Raises
+        ------
+        ValueError
+            If a label has other values there than here.
+        """
+        for label in self.values.keys() & other.values.keys():
+            if (mine := self.values[label]) != (theirs := other.values[label]):
+                raise ValueError(f"the label {label!r} has the values {mine} in one model and {theirs} in the other")
+        return Domain({**self.values, **other.values})
+
     def columns(self, labels: Sequence[str], samples: Sequence[Mapping[str, Any]]) -> list[npt.NDArray[np.intp]]:
         """Give the option indices of some labels in every sample.
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 import numpy.typing as npt
 
+from hwnas.cost.bounded import Bounded
 from hwnas.cost.compiled import Compiled
 from hwnas.cost.counting import Count, count_within
 from hwnas.cost.domain import Domain
@@ -102,8 +103,7 @@ class CostModel:
                 raise ValueError(
                     f"{constraint.title}: a constraint needs a boolean table, got {constraint.table.dtype}"
                 )
-        costs = [Factor(f.labels, f.table.astype(np.float64)) if f.is_constraint else f for f in self.factors]
-        self._compiled = Compiled(self.domain, costs, self.constraints, self._offset, unit)
+        self._compiled = self._compile(self.domain, self.constraints)
         self._samplers: dict[Any, BudgetSampler] = {}
 
     def _check(self, factor: Factor) -> None:
@@ -117,6 +117,10 @@ class CostModel:
                 raise ValueError(
                     f"{factor.title}: the table has {size} entries for {label!r}, but that has {expected} values"
                 )
+
+    def _compile(self, domain: Domain, constraints: Sequence[Factor]) -> Compiled:
+        costs = [Factor(f.labels, f.table.astype(np.float64)) if f.is_constraint else f for f in self.factors]
+        return Compiled(domain, costs, constraints, self._offset, self.unit)
 
     @property
     def constant(self) -> float:
@@ -288,7 +292,7 @@ class CostModel:
         prior = None if weights is None else tuple((k, tuple(map(float, w))) for k, w in sorted(weights.items()))
         key = (low, high, prior)
         if key not in self._samplers:
-            made = BudgetSampler(self._compiled, low, high, weights)
+            made = BudgetSampler([Bounded.of(self._compiled, low, high)], weights)
             while len(self._samplers) >= _SAMPLERS:
                 self._samplers.pop(next(iter(self._samplers)))
             self._samplers[key] = made
@@ -332,7 +336,7 @@ class CostModel:
         Count
             The number with bounds; see `hwnas.cost.counting.count_within` for when it is exact.
         """
-        return count_within(self._compiled, -math.inf if low is None else low, math.inf if high is None else high)
+        return count_within([Bounded.of(self._compiled, low, high)])
 
     # -- arithmetic ----------------------------------------------------------------------------------------
 
@@ -347,11 +351,8 @@ class CostModel:
             return NotImplemented
         if self.unit and other.unit and self.unit != other.unit:
             raise ValueError(f"costs in {self.unit!r} and {other.unit!r} cannot be added; scale one to a common unit")
-        for label in self.domain.values.keys() & other.domain.values.keys():
-            if (mine := self.domain.values[label]) != (theirs := other.domain.values[label]):
-                raise ValueError(f"the label {label!r} has the values {mine} in one model and {theirs} in the other")
         return CostModel(
-            {**self.domain.values, **other.domain.values},
+            self.domain.union(other.domain).values,
             (*self.factors, *other.factors),
             constant=self._offset + other._offset,
             unit=self.unit or other.unit,

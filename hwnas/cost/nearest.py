@@ -1,54 +1,18 @@
-"""Resolutions for the dynamic programming over costs, and the reachable costs next to a range."""
+"""The reachable costs next to a range."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from hwnas.cost.bounded import member_rows
 from hwnas.cost.compiled import Compiled
-from hwnas.cost.lattice import Histograms, IndexArray, Lattice, TooManyError
+from hwnas.cost.draws import ENUMERATION_LIMIT
+from hwnas.cost.histograms import LEVELS, Histograms, TooManyError, resolutions
+from hwnas.cost.lattice import IndexArray, Lattice
 
-#: Resolutions that are tried in turn, in bins over the interesting range of costs.
-LEVELS = (1024, 8192, 65536)
-#: Sets of this many members are listed rather than drawn from.
-ENUMERATION_LIMIT = 50_000
 _DRAWS = 4096
-
-
-def resolutions(lattice: Lattice, span: float, levels: Sequence[int] = LEVELS) -> Iterator[Histograms]:
-    """Give histograms of the excesses up to `span`, finer and finer while that helps and is affordable.
-
-    Where all excesses are multiples of one number, bins of that width are exact and the last.
-    """
-    span = max(span, 0.0)
-    common = lattice.common_step(span)
-    extent = max(span, lattice.slack) or 1.0
-    for level in levels:
-        bins = level
-        while level == levels[0] and bins > 2 and not lattice.affordable(span, extent / (bins - 1)):
-            bins //= 2
-        step = extent / (bins - 1)
-        exact = common is not None and common >= step
-        if common is not None and exact:
-            step = common
-        if level != levels[0] and not lattice.affordable(span, step):
-            return
-        yield Histograms(lattice, span, step)
-        if exact:
-            return
-
-
-def member_rows(model: Compiled, choices: IndexArray) -> IndexArray:
-    """Turn choices of the path's steps, shape (n, n_steps), into option indices, shape (n, n_labels).
-
-    Labels outside the path get option 0.
-    """
-    rows = np.zeros((len(choices), len(model.labels)), dtype=np.intp)
-    for i, step in enumerate(model.path):
-        rows[:, step.labels] = step.options[choices[:, i]]
-    return rows
 
 
 def reachable_neighbours(
@@ -78,7 +42,7 @@ def _neighbour(model: Compiled, lattice: Lattice, bound: float, direction: int) 
     near = bound - lattice.minimum
     spans = [near] if direction < 0 else [min(4 * near, full), full]
     for span in spans:
-        for histograms in resolutions(lattice, span, LEVELS[:2]):
+        for histograms in resolutions([lattice], [span], LEVELS[:2]):
             try:
                 found = _listed(model, histograms, bound, direction)
             except TooManyError:
@@ -91,18 +55,18 @@ def _neighbour(model: Compiled, lattice: Lattice, bound: float, direction: int) 
 
 
 def _listed(model: Compiled, histograms: Histograms, bound: float, direction: int) -> float | None:
-    mass = histograms.mass[0][0]
     best: float | None = None
     for bin_ in _outward(histograms, bound, direction):
         # Bins further out hold only members that are further away than the best one.
         if best is not None:
-            inside = histograms.window(bound, best) if direction > 0 else histograms.window(best, bound)
-            if not inside[0] <= bin_ < inside[1]:
+            ((first, last),) = histograms.window([(bound, best) if direction > 0 else (best, bound)])
+            if not first <= bin_ < last:
                 break
-        if mass[bin_] == 0.0:
+        window = ((bin_, bin_ + 1),)
+        if histograms.weight(window) == 0.0:
             continue
-        choices = histograms.enumerate(bin_, bin_ + 1, ENUMERATION_LIMIT).choices
-        best = _closest(model, histograms.lattice, choices, bound, direction, best)
+        choices = histograms.enumerate(window, ENUMERATION_LIMIT).choices
+        best = _closest(model, histograms.lattices[0], choices, bound, direction, best)
     return best
 
 
@@ -111,11 +75,10 @@ def _drawn(model: Compiled, histograms: Histograms, bound: float, direction: int
     width = 2
     rng = np.random.default_rng(0)
     while True:
-        first, last = min(bins[:width]), max(bins[:width]) + 1
-        if histograms.weight(first, last) > 0.0:
-            best = _closest(
-                model, histograms.lattice, histograms.draw(first, last, _DRAWS, rng), bound, direction, None
-            )
+        window = ((min(bins[:width]), max(bins[:width]) + 1),)
+        if histograms.weight(window) > 0.0:
+            choices = histograms.draw(window, _DRAWS, rng)
+            best = _closest(model, histograms.lattices[0], choices, bound, direction, None)
             if best is not None or width >= len(bins):
                 return best
         elif width >= len(bins):
@@ -125,14 +88,14 @@ def _drawn(model: Compiled, histograms: Histograms, bound: float, direction: int
 
 def _outward(histograms: Histograms, bound: float, direction: int) -> range:
     if direction > 0:
-        return range(histograms.window(bound, math.inf)[0], histograms.bins)
-    return range(histograms.window(-math.inf, bound)[1] - 1, -1, -1)
+        return range(histograms.window([(bound, math.inf)])[0][0], histograms.bins[0])
+    return range(histograms.window([(-math.inf, bound)])[0][1] - 1, -1, -1)
 
 
 def _closest(
     model: Compiled, lattice: Lattice, choices: IndexArray, bound: float, direction: int, best: float | None
 ) -> float | None:
-    costs = lattice.sign * model.evaluate(member_rows(model, choices))
+    costs = lattice.sign * model.evaluate(member_rows(lattice.steps, len(model.labels), choices))
     costs = costs[direction * costs > direction * bound]
     candidates = costs.tolist() + ([] if best is None else [best])
     return min(candidates, key=lambda cost: abs(cost - bound), default=None)

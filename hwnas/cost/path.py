@@ -51,29 +51,36 @@ class Step:
         return np.stack(np.unravel_index(np.arange(math.prod(self.shape)), self.shape), axis=1)
 
 
-def build_path(
-    costs: Sequence[Table], constraints: Sequence[Table], labels: Sequence[str], sizes: Sequence[int]
-) -> list[Step]:
+def build_paths(
+    costs: Sequence[Sequence[Table]], constraints: Sequence[Table], labels: Sequence[str], sizes: Sequence[int]
+) -> list[list[Step]]:
     """Order the labels of the tables so that frontiers stay small, and tabulate the steps.
 
     Parameters
     ----------
-    costs, constraints : sequence of Table
-        Costs, and what is allowed (bool). Every scope must have a label.
+    costs : sequence of sequence of Table
+        The tables of one or several costs.
+    constraints : sequence of Table
+        What is allowed (bool). Every scope, of costs too, must have a label.
     labels, sizes : sequences of str and int
         The names and numbers of options of all labels.
+
+    Returns
+    -------
+    list of list of Step
+        For each cost the same steps, with what they add to it.
 
     Raises
     ------
     UnsupportedError
         If a step would have more than `MAX_ENTRIES` transitions.
     """
-    tables = [*costs, *(Table(t.scope, np.where(t.values, 0.0, np.inf)) for t in constraints)]
-    graph = neighbours([table.scope for table in tables])
+    forbidden = [Table(t.scope, np.where(t.values, 0.0, np.inf)) for t in constraints]
+    graph = neighbours([table.scope for tables in (*costs, forbidden) for table in tables])
     order = [label for part in _components(graph) for label in _line(part, graph, sizes)]
     groups = _merge([(label,) for label in order], graph, sizes)
 
-    steps: list[Step] = []
+    paths: list[list[Step]] = [[] for _ in costs]
     decided: set[int] = set()
     frontier: tuple[int, ...] = ()
     for group in groups:
@@ -85,23 +92,37 @@ def build_path(
                 "Split factors over many labels into sums of smaller ones"
             )
         decided.update(group)
-        due = [t for t in tables if decided.issuperset(t.scope) and not set(group).isdisjoint(t.scope)]
-        shape = [sizes[p] for p in scope]
-        cost = np.zeros(shape)
-        for table in due:
-            axes = [table.scope.index(p) for p in scope if p in table.scope]
-            cost += table.values.transpose(axes).reshape([sizes[p] if p in table.scope else 1 for p in scope])
         after = _frontier(scope, decided, graph)
-        next_state = np.zeros(shape, dtype=np.intp)
-        stride = 1
-        for p in reversed(after):
-            axis = scope.index(p)
-            next_state += stride * np.arange(sizes[p]).reshape([-1 if i == axis else 1 for i in range(len(scope))])
-            stride *= sizes[p]
         rows = table_entries(frontier, sizes)
-        steps.append(Step(group, tuple(sizes[p] for p in group), cost.reshape(rows, -1), next_state.reshape(rows, -1)))
+        next_state = _numbers(after, scope, sizes).reshape(rows, -1)
+        for path, tables in zip(paths, costs, strict=True):
+            due = [
+                t for t in (*tables, *forbidden) if decided.issuperset(t.scope) and not set(group).isdisjoint(t.scope)
+            ]
+            cost = _added(due, scope, sizes).reshape(rows, -1)
+            path.append(Step(group, tuple(sizes[p] for p in group), cost, next_state))
         frontier = after
-    return steps
+    return paths
+
+
+def _added(tables: Sequence[Table], scope: tuple[int, ...], sizes: Sequence[int]) -> npt.NDArray[np.float64]:
+    """Give the sum of tables over the labels of a scope, one axis for each."""
+    total = np.zeros([sizes[p] for p in scope])
+    for table in tables:
+        axes = [table.scope.index(p) for p in scope if p in table.scope]
+        total += table.values.transpose(axes).reshape([sizes[p] if p in table.scope else 1 for p in scope])
+    return total
+
+
+def _numbers(labels: tuple[int, ...], scope: tuple[int, ...], sizes: Sequence[int]) -> npt.NDArray[np.intp]:
+    """Give the numbers of the assignments of some labels of a scope, in C order, one axis for each of the scope."""
+    numbers = np.zeros([sizes[p] for p in scope], dtype=np.intp)
+    stride = 1
+    for p in reversed(labels):
+        axis = scope.index(p)
+        numbers += stride * np.arange(sizes[p]).reshape([-1 if i == axis else 1 for i in range(len(scope))])
+        stride *= sizes[p]
+    return numbers
 
 
 def _frontier(candidates: Sequence[int], decided: set[int], graph: dict[int, set[int]]) -> tuple[int, ...]:

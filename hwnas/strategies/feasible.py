@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from hwnas.cost import BudgetSampler, JointRanges, Range
+from hwnas.cost.domain import Domain
 from hwnas.errors import BudgetError
-from hwnas.profilers.filters import ProfilerFilter, RangeProfilerFilter, as_filter, parts_of, ranges_in
+from hwnas.profilers.filters import ProfilerFilter, as_filter, parts_of, ranges_in
 from hwnas.space import Mutable, Sample
 from hwnas.space.sampling import fresh
 from hwnas.strategies.cost_labels import cost_labels
@@ -26,8 +28,7 @@ class FeasibleSampler:
     """An endless sequence of independent feasible samples: its n-th member depends on the seed and n only.
 
     Samples follow the weights of the labels, conditioned on the constraints and the filter. Within a
-    `RangeProfilerFilter` they are drawn by dynamic programming; any other filter rejects. Of several ranges the draws
-    are made within the one whose members meet the others most often, and the others reject.
+    `RangeProfilerFilter`, or several, they are drawn by dynamic programming; any other filter rejects.
 
     Parameters
     ----------
@@ -70,7 +71,8 @@ class FeasibleSampler:
             cost_labels(part.profiler.cost_model, self.dimensions, "filter")
         self._profilers = [part.profiler for part in profiled]
         self._weights = dict(weights or {})
-        self._range = self._most_accepted(ranges_in(self.filter))
+        self._ranges = ranges_in(self.filter)
+        self._within: tuple[Domain, BudgetSampler] | None = None
 
     def sample(self, number: int) -> Sample:
         """Return the sample of a number, a new dictionary.
@@ -114,40 +116,31 @@ class FeasibleSampler:
         return found
 
     def _advice(self, rejected: Sample) -> str:
-        if self._range is None:
+        if not self._ranges:
             return (
                 "random samples in a row. Loosen it, or use RangeProfilerFilter(profiler, min=..., max=...), which "
                 "draws within its range and does not reject"
             )
         costs = [f"{profiler.name} {profiler.profile(rejected):g}" for profiler in self._profilers]
         return (
-            f"samples in a row that lie within {self._range!r}, so hardly any member meets all at once, if one does; "
-            f"the last had {', '.join(costs)}. Loosen one of them"
+            f"samples in a row that lie within {', '.join(map(repr, self._ranges))}, so hardly any member meets all "
+            f"at once, if one does; the last had {', '.join(costs)}. Loosen one of them"
         )
 
-    def _most_accepted(self, ranges: Sequence[RangeProfilerFilter]) -> RangeProfilerFilter | None:
-        """Return the range within which fewest draws have to be rejected."""
-        if len(ranges) < 2:
-            return ranges[0] if ranges else None
-        accepted = [
-            sum(map(self.accepts, self._within(candidate, BLOCK, np.random.default_rng(self._seed))))
-            for candidate in ranges
-        ]
-        return ranges[accepted.index(max(accepted))]
-
     def _propose(self, n: int, rng: np.random.Generator) -> list[Sample]:
-        if self._range is None:
+        if not self._ranges:
             return [self._unfiltered(rng) for _ in range(n)]
-        return self._within(self._range, n, rng)
-
-    def _within(self, range: RangeProfilerFilter, n: int, rng: np.random.Generator) -> list[Sample]:
-        model = range.profiler.cost_model
-        for label, values in model.domain.values.items():
-            if label in self.dimensions and label not in self._weights:
-                self._weights[label] = [self.dimensions[label].probability(value) for value in values]
-        weights = {label: self._weights[label] for label in model.domain.values if label in self._weights}
-        within = model.sample_within(range.min, range.max, n=n, seed=rng, weights=weights)
-        if all(label in model.domain.values for label in self.dimensions):
+        if self._within is None:
+            joint = JointRanges([Range(part.profiler.cost_model, part.min, part.max) for part in self._ranges])
+            weights = {
+                label: self._weights.get(label) or [self.dimensions[label].probability(value) for value in values]
+                for label, values in joint.domain.values.items()
+                if label in self.dimensions
+            }
+            self._within = joint.domain, joint.sampler(weights)
+        domain, sampler = self._within
+        within = [domain.sample(row) for row in sampler.draw(n, rng).tolist()]
+        if all(label in domain.values for label in self.dimensions):
             return [{label: sample[label] for label in self.dimensions} for sample in within]
         # Dimensions without listed values are not part of the cost.
         return [self.space.random(memo=sample, random_state=rng) for sample in within]

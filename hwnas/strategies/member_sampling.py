@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 
-from hwnas.cost import CostModel
+from hwnas.cost import CostModel, JointRanges, Range
 from hwnas.errors import BudgetError
 from hwnas.profilers.filters import ProfilerFilter, parts_of, ranges_in
 from hwnas.profilers.profiler import Profiler
@@ -193,7 +193,7 @@ class SandwichSampling(MemberSampling):
     -----
     Largest and smallest is meant among the feasible members. Where a `RangeProfilerFilter` of the same profiler cuts
     the extremes off, members are drawn that come as close to its end as a thousandth of the range of all costs. With
-    another filter they are the most extreme ones found by drawing beyond the most extreme one so far.
+    another filter or several ranges they are the most extreme ones found by drawing beyond the most extreme one so far.
 
     References
     ----------
@@ -249,30 +249,34 @@ def _extreme(sampler: FeasibleSampler, profiler: Profiler, seed: int, *, largest
     possible = all(sampler.dimensions[label].probability(best[label]) > 0 for label in known)
     if possible and sampler.accepts(best):
         return best
-    weights = {
-        label: [float(sampler.dimensions[label].probability(value) > 0) for value in values]
-        for label, values in known.items()
-    }
-    return _drawn_extreme(sampler, model, weights, np.random.default_rng((seed, 2)), largest=largest)
+    return _drawn_extreme(sampler, model, np.random.default_rng((seed, 2)), largest=largest)
 
 
 def _drawn_extreme(
     sampler: FeasibleSampler,
     model: CostModel,
-    weights: Mapping[str, Sequence[float]],
     rng: np.random.Generator,
     *,
     largest: bool,
 ) -> Sample:
-    """Draw members beyond the most extreme one so far, until there are none or hardly any is feasible.
-
-    The cost knows the labels of `weights`; these keep values of weight 0 out.
-    """
+    """Draw members beyond the most extreme one so far, until there are none or hardly any is feasible."""
     farthest = max if largest else min
     best = farthest(map(sampler.sample, range(_DRAWS)), key=model.evaluate)
     ranges = [part for part in ranges_in(sampler.filter) if part.profiler.cost_model is model]
+    others = [
+        Range(part.profiler.cost_model, part.min, part.max)
+        for part in ranges_in(sampler.filter)
+        if part.profiler.cost_model is not model
+    ]
     low = max((part.min for part in ranges if part.min is not None), default=None)
     high = min((part.max for part in ranges if part.max is not None), default=None)
+    dimensions = sampler.dimensions
+    weights = {  # keep values of weight 0 out
+        label: [float(dimensions[label].probability(value) > 0) for value in values]
+        for each in (Range(model), *others)
+        for label, values in each.model.domain.values.items()
+        if label in dimensions
+    }
     enough = _TOLERANCE * (model.maximum().cost - model.minimum().cost)
     in_vain = 0
     while in_vain < _DRAWS_IN_VAIN:
@@ -281,10 +285,9 @@ def _drawn_extreme(
         if low is not None and high is not None and high - low <= enough:
             break
         try:
-            drawn = model.sample_within(low, high, n=_DRAWS, seed=rng, weights=weights)
+            drawn = JointRanges([Range(model, low, high), *others]).sample(_DRAWS, rng, weights)
         except BudgetError:  # there is none
             break
-        dimensions = sampler.dimensions
         complete = [
             {label: each[label] if label in weights else dim.random_value(rng) for label, dim in dimensions.items()}
             for each in drawn
