@@ -12,7 +12,7 @@ import numpy.typing as npt
 from hwnas.errors import SampleError
 
 # Samples converted at a time, so that they stay in the cache.
-_SAMPLES = 256
+_SAMPLES = 1024
 
 
 def canonical_key(value: Any) -> Hashable:
@@ -93,12 +93,14 @@ class Domain:
             # Sample by sample, since a dictionary that has left the cache costs more than all look-ups in it.
             get = itemgetter(*labels)
             lookups = [self._lookup[label].__getitem__ for label in labels]
+            listed = [_flat_lists(self.values[label]) for label in labels]
             found = np.empty((len(labels), n), dtype=np.intp)
             for start in range(0, n, _SAMPLES):
                 values = [get(sample) for sample in samples[start : start + _SAMPLES]]
                 columns = zip(*values, strict=True) if len(labels) > 1 else [values]
-                for row, lookup, column in zip(found, lookups, columns, strict=True):
-                    row[start : start + len(values)] = list(map(lookup, column))
+                for row, lookup, of_lists, column in zip(found, lookups, listed, columns, strict=True):
+                    keys = map(tuple, column) if of_lists else column
+                    row[start : start + len(values)] = np.fromiter(map(lookup, keys), np.intp, len(values))
             return list(found)
         except (
             KeyError,
@@ -128,3 +130,12 @@ class Domain:
             label: list(value) if isinstance(value := options[int(index)], list) else value
             for (label, options), index in zip(self.values.items(), indices, strict=True)
         }
+
+
+def _flat_lists(options: Sequence[Any]) -> bool:
+    """Tell whether all options are flat lists, and of such items that no text turned into a tuple equals one."""
+    return all(
+        isinstance(value, (list, tuple))
+        and not any(isinstance(item, (str, list, tuple, set, Mapping)) for item in value)
+        for value in options
+    )

@@ -187,3 +187,24 @@ def test_a_model_without_labels_is_its_constant() -> None:
     assert model.minimum().cost == 2.0
     assert model.sample_within(n=3) == [{}, {}, {}]
     assert model.count_within(1, 2).value == 1
+
+
+def test_lists_among_the_values_are_looked_up_like_others() -> None:
+    model = CostModel(
+        {"inputs": [[0], [0, 1], []], "mixed": [None, (1, (2, 3))], "plain": [1, 2]},
+        [Factor(("inputs", "plain"), [[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]), Factor("mixed", [0.0, 10.0])],
+    )
+    samples = [
+        {"inputs": [0, 1], "mixed": None, "plain": 2},
+        {"inputs": (), "mixed": [1, [2, 3]], "plain": 1},
+        {"inputs": [0], "mixed": (1, (2, 3)), "plain": 2},
+    ]
+    assert model.evaluate(samples).tolist() == [4.0, 15.0, 12.0]
+    with pytest.raises(SampleError, match=r"sample 1 has \[1, 0\] for the label 'inputs'"):
+        model.evaluate([samples[0], {**samples[0], "inputs": [1, 0]}])
+    with pytest.raises(SampleError, match="sample 0 has 3 for the label 'inputs'"):
+        model.evaluate({**samples[0], "inputs": 3})
+    names = CostModel({"names": [["a", "b"], ["c"]]}, [Factor("names", [1.0, 2.0])])
+    assert names.evaluate([{"names": ("a", "b")}, {"names": ["c"]}]).tolist() == [1.0, 2.0]
+    with pytest.raises(SampleError, match="sample 0 has 'ab'"):
+        names.evaluate({"names": "ab"})
