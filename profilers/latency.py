@@ -262,6 +262,15 @@ class OnnxRuntimeLatencyProfiler(Profiler):
         latency = self.profile(sample)
         return Prediction(latency, latency * self.relative_residual)
 
+    @property
+    def least_relative_stderr(self) -> float:
+        """Least standard deviation of a prediction relative to it; see `Profiler`. NaN without calibration."""
+        return self.relative_residual
+
+    def stderr(self, sample: Sample) -> float:
+        """Return the standard deviation of `predict`, in milliseconds."""
+        return self.predict(sample).stderr_ms
+
     def unfitted(self, sample: Sample) -> float:
         """Return the plain sum of the parts of a member and an empty run, in milliseconds, for comparison."""
         return float(self._unfitted.evaluate(sample))

@@ -68,6 +68,26 @@ class Profiler:
         """
         return float(self.cost_model.evaluate(sample))
 
+    @property
+    def least_relative_stderr(self) -> float:
+        """The least that `stderr` is of any member, relative to its cost; 0 unless a subclass knows better.
+
+        Draws at a confidence level start from it: what it leaves out is never drawn, and `stderr` decides on the rest.
+        """
+        return 0.0
+
+    def stderr(self, sample: Sample) -> float:
+        """Return the standard deviation of the true cost of one member around `profile`, in the unit of the profiler.
+
+        0 for costs that are counted. NaN where it is not known.
+
+        Parameters
+        ----------
+        sample : dict
+            The member.
+        """
+        return 0.0
+
     def expectation(self, probabilities: Mapping[str, Tensor]) -> Tensor:
         """Return the expected cost, in the unit of the profiler.
 

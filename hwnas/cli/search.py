@@ -10,7 +10,7 @@ import typer
 
 from hwnas.cli.console import narration
 from hwnas.cli.exit_codes import UsageError, exit_codes
-from hwnas.cli.options import BatchSize, Debug, Json, Seed, Space, Store, Threads, default_store
+from hwnas.cli.options import BatchSize, Debug, Json, Precision, Seed, Space, Store, Threads, default_store
 from hwnas.cli.output import print_json
 from hwnas.errors import HwnasError
 
@@ -40,6 +40,10 @@ def search(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     batch_size: BatchSize = 64,
     threads: Threads = 1,
+    precision: Precision = "fp32",
+    confidence: Annotated[
+        float, typer.Option("--confidence", help="Least probability that members looked at are within the budget.")
+    ] = 0.9,
     epochs: Annotated[int, typer.Option("--epochs", min=1, help="Passes over the data for the super-net.")] = 40,
     train_epochs: Annotated[
         int,
@@ -80,6 +84,8 @@ def search(
             seed=seed,
             batch_size=batch_size,
             threads=threads,
+            precision=precision,
+            confidence=confidence,
             supernet_epochs=epochs,
             train_epochs=train_epochs,
             evaluations=evaluations,

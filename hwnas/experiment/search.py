@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
+from hwnas.errors import BudgetError
 from hwnas.experiment.checkpoints import WholeCheckpoints, existing_checkpoint
 from hwnas.experiment.narrator import Narrator, Silent
 from hwnas.experiment.result import ModelRow, SearchResult
@@ -43,11 +44,10 @@ from hwnas.strategies import (
     RandomOneShot,
     SubnetSearch,
 )
+from hwnas.strategies.budget import TO_SPARE
+from hwnas.strategies.feasible import FeasibleSampler
 from hwnas.strategies.scored import ScoredOneShot
 
-# Two sessions on one machine differ by a few percent: what is chosen must fit with that much to spare, or it would
-# not when it is measured again.
-HEADROOM = 0.04
 # Training batches from which the statistics of a member are estimated before it is scored.
 RECALIBRATION_BATCHES = 6
 # A search takes hundreds of steps, not the tens of thousands for which the published rates are meant.
@@ -131,7 +131,7 @@ class _Run:
         settings, example = self.settings, self.task.example(self.settings.batch_size)
         space = fresh_space(self.task, settings.seed)
         with self.stage("profile", "measure the parts of the space"):
-            target = OrtTarget(intra_op_threads=settings.threads)
+            target = OrtTarget(intra_op_threads=settings.threads, precision=settings.precision)
             profiler = OnnxRuntimeLatencyProfiler(
                 space,
                 example,
@@ -141,9 +141,9 @@ class _Run:
                 seed=settings.seed,
                 progress=self.narrator.progress,
             )
-            limit = self._limit(profiler)
-        with self.stage("supernet", f"train the super-net on members within {limit:.3g} ms"):
-            strategy = self._train_supernet(space, profiler, limit)
+            budget = self._budget(profiler)
+        with self.stage("supernet", f"train the super-net on members within {budget.bounds['latency_ms']:.3g} ms"):
+            strategy = self._train_supernet(space, budget)
         with self.stage("search", "search on the super-net"):
             ranked = self._rank(strategy, profiler)
         with self.stage("choose", "measure and train the best members as a whole"):
@@ -152,7 +152,7 @@ class _Run:
             # The first of the best by validation accuracy; test data has no say.
             best = max(range(len(tried)), key=lambda rank: (tried[rank][1], -rank))
             chosen = finalists[best]
-        samples = {"chosen": chosen, **self._baselines(profiler, limit)}
+        samples = {"chosen": chosen, **self._baselines(profiler, budget)}
         with self.stage("train", "train what the choice is compared with"):
             trained = {"chosen": tried[best]}
             trained.update({name: self._train(name, samples[name]) for name in samples if name != "chosen"})
@@ -205,23 +205,32 @@ class _Run:
         self.folder.save("result.json", result.to_dict())
         return result
 
-    def _limit(self, profiler: OnnxRuntimeLatencyProfiler) -> float:
-        """Return the predicted latency up to which members are looked at; raise when none meets the budget."""
-        budget = self.settings.max_latency_ms
+    def _budget(self, profiler: OnnxRuntimeLatencyProfiler) -> Budget:
+        """Return the budget that members are looked at within; raise when none meets that of the settings."""
+        settings = self.settings
         low, high = profiler.cost_model.minimum().cost, profiler.cost_model.maximum().cost
         self.narrator.say(
             f"members take from {low:.3f} to {high:.3f} ms; whole members agree with their prediction within "
             f"{100 * profiler.relative_residual:.1f} % (standard deviation of {len(profiler.anchors)})"
         )
-        limit = budget * (1 - HEADROOM)
-        if low > limit:
-            limit = budget  # so near the minimum there is nothing to spare
-        profiler.cost_model.sample_within(high=limit)  # raises when there is no member
-        return limit
+        budget = Budget(
+            {"latency_ms": settings.max_latency_ms * (1 - TO_SPARE)}, profiler, confidence=settings.confidence
+        )
+        with suppress(BudgetError):
+            self.narrator.say(
+                f"{budget.bounds['latency_ms']:.3f} ms as predicted are within the budget of "
+                f"{settings.max_latency_ms:g} ms with a probability of {100 * settings.confidence:g} %"
+            )
+            return budget
+        # So near the minimum there is nothing to spare.
+        budget = Budget({"latency_ms": settings.max_latency_ms}, profiler)
+        assert budget.ranges  # raises when there is no member
+        self.narrator.say(f"no member is within the budget with a probability of {100 * settings.confidence:g} %")
+        return budget
 
-    def _train_supernet(self, space: Any, profiler: OnnxRuntimeLatencyProfiler, limit: float) -> OneShotStrategy:
+    def _train_supernet(self, space: Any, budget: Budget) -> OneShotStrategy:
         settings = self.settings
-        strategy = self._strategy(Budget({"latency_ms": limit}, profiler))
+        strategy = self._strategy(budget)
         checkpoints = self.folder.path / "supernet"
         last = checkpoints / "last.ckpt"
         # Without a metric to watch the one that is kept is the latest: one file, replaced after every epoch.
@@ -303,12 +312,12 @@ class _Run:
         budget = Budget({"latency_ms": self.settings.max_latency_ms}, profiler)
         return list(itertools.islice(budget.measured(ranked, group=size, on_group=told), size))
 
-    def _baselines(self, profiler: OnnxRuntimeLatencyProfiler, limit: float) -> dict[str, Sample]:
+    def _baselines(self, profiler: OnnxRuntimeLatencyProfiler, budget: Budget) -> dict[str, Sample]:
         """Return what the choice is compared with."""
         model = profiler.cost_model
         seed = RANDOM_BASELINE_SEED + self.settings.seed
         return {
-            "random": model.sample_within(high=limit, n=1, seed=seed)[0],
+            "random": FeasibleSampler(self.task.make_space(), budget.ranges, seed=seed).sample(0),
             "fastest": model.minimum().sample,
             "largest": model.maximum().sample,
         }

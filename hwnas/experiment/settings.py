@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from hwnas.errors import HwnasError
+from hwnas.profilers.target import PRECISIONS
 
 STRATEGIES = ("random-oneshot", "darts", "gumbel", "proxyless", "enas")
 
@@ -26,6 +27,11 @@ class SearchSettings:
         Images that the exported model classifies in one run.
     threads : int, default 1
         Threads of ONNX Runtime inside an operator.
+    precision : {"fp32", "int8"}, default "fp32"
+        What latencies are measured in. The exported model is in fp32 in any case; quantise it with real data.
+    confidence : float, default 0.9
+        Least probability that a member which is looked at meets the budget, by the error of its prediction; see
+        `hwnas.strategies.Budget`. What is chosen is measured.
     supernet_epochs : int, default 40
         Passes over the training data with shared weights.
     train_epochs : int, default 25
@@ -46,6 +52,8 @@ class SearchSettings:
     seed: int = 0
     batch_size: int = 64
     threads: int = 1
+    precision: str = "fp32"
+    confidence: float = 0.9
     supernet_epochs: int = 40
     train_epochs: int = 25
     evaluations: int = 100
@@ -56,6 +64,10 @@ class SearchSettings:
     def __post_init__(self) -> None:
         if self.strategy not in STRATEGIES:
             raise HwnasError(f"strategy is {self.strategy!r}; expected one of {', '.join(STRATEGIES)}")
+        if self.precision not in PRECISIONS:
+            raise HwnasError(f"precision is {self.precision!r}; expected one of {', '.join(PRECISIONS)}")
+        if not 0.5 <= self.confidence < 1:
+            raise HwnasError(f"confidence is {self.confidence}; expected at least 0.5 and less than 1")
         for name in ("max_latency_ms", "profile_s"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise HwnasError(f"{name} is {getattr(self, name)}; expected a positive number")

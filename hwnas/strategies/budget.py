@@ -13,7 +13,7 @@ from torch import Tensor
 from hwnas.errors import BudgetError
 from hwnas.evaluators import Evaluator, Lightning
 from hwnas.nn import ModelSpace
-from hwnas.profilers.filters import AllOf, RangeProfilerFilter
+from hwnas.profilers.filters import AllOf, RangeProfilerFilter, quantile_of_confidence
 from hwnas.profilers.flops import FlopsProfiler
 from hwnas.profilers.latency import OnnxRuntimeLatencyProfiler
 from hwnas.profilers.measurement import Measurement
@@ -64,11 +64,15 @@ class Budget:
         settings for one sample of the training data. So latency is that of ONNX Runtime on the CPU of this machine,
         which is measured for up to a minute, anew in each run; with a profiler of your own it can come from a
         `hwnas.profilers.LatencyStore`.
+    confidence : float, optional
+        Least probability of each limit, 0.5 <= confidence < 1, where costs are predicted with an error; see
+        `hwnas.profilers.RangeProfilerFilter`. Without it predictions count as they are.
 
     Raises
     ------
     ValueError
-        When a limit is not a positive number, a name is not known, or two profilers have one name.
+        When a limit is not a positive number, a name is not known, two profilers have one name, or the confidence is
+        out of its range.
 
     Examples
     --------
@@ -79,7 +83,15 @@ class Budget:
     (True, False)
     """
 
-    def __init__(self, limits: Mapping[str, float], profilers: Profiler | Sequence[Profiler] = ()) -> None:
+    def __init__(
+        self,
+        limits: Mapping[str, float],
+        profilers: Profiler | Sequence[Profiler] = (),
+        *,
+        confidence: float | None = None,
+    ) -> None:
+        quantile_of_confidence(confidence)
+        self.confidence = confidence
         if not limits:
             raise ValueError('budget: it has no limit; expected something like {"latency_ms": 3.0}')
         for name, limit in limits.items():
@@ -101,8 +113,10 @@ class Budget:
                 )
 
     def __repr__(self) -> str:
-        """Show the limits."""
-        return f"Budget({', '.join(f'{name} <= {limit:g}' for name, limit in self.limits.items())})"
+        """Show the limits and the confidence."""
+        shown = [f"{name} <= {limit:g}" for name, limit in self.limits.items()]
+        shown += [] if self.confidence is None else [f"confidence {self.confidence:g}"]
+        return f"Budget({', '.join(shown)})"
 
     @property
     def missing(self) -> list[str]:
@@ -134,7 +148,7 @@ class Budget:
             )
         example = _one_sample(evaluator, missing)
         built = [BUILT[name](space, example) for name in missing]
-        return Budget(self.limits, [*self.profilers.values(), *built])
+        return Budget(self.limits, [*self.profilers.values(), *built], confidence=self.confidence)
 
     @cached_property
     def ranges(self) -> tuple[RangeProfilerFilter, ...]:
@@ -145,22 +159,34 @@ class Budget:
         BudgetError
             When a limit is below the minimum; it names the minimum and what blocks it.
         ValueError
-            When a profiler is missing.
+            When a profiler is missing, or does not know the error that a confidence needs.
         """
         if self.missing:
             raise ValueError(
                 f"budget: there is no profiler of {', '.join(self.missing)} yet. Strategy.run builds it from the space "
                 "and the training data; before that pass it as profilers=..."
             )
-        return tuple(RangeProfilerFilter(self.profilers[name], max=limit) for name, limit in self.limits.items())
+        return tuple(
+            RangeProfilerFilter(self.profilers[name], max=limit, confidence=self.confidence)
+            for name, limit in self.limits.items()
+        )
+
+    @property
+    def bounds(self) -> dict[str, float]:
+        """For each name what the predicted cost may be at most: the limit, lower by what the confidence asks for."""
+        found = {}
+        for name, within in zip(self.limits, self.ranges, strict=True):
+            assert within.high is not None
+            found[name] = within.high
+        return found
 
     def meets(self, sample: Sample) -> bool:
         """Tell whether a member is within all limits, by its predicted cost."""
         return all(accepts(sample) for accepts in self.ranges)
 
     def excess(self, sample: Sample) -> float:
-        """Return the largest cost of a member relative to its limit, minus 1; predicted, no unit."""
-        return max(self.profilers[name].profile(sample) / limit for name, limit in self.limits.items()) - 1
+        """Return the largest cost of a member relative to its bound, minus 1; predicted, no unit."""
+        return max(self.profilers[name].profile(sample) / bound for name, bound in self.bounds.items()) - 1
 
     def measured(
         self,
@@ -253,7 +279,8 @@ def as_budget(
             raise ValueError('profilers are given, but no budget; expected something like budget={"macs": 1e6}')
         return None
     if isinstance(budget, Budget):
-        return Budget(budget.limits, [*budget.profilers.values(), *given]) if given else budget
+        every = [*budget.profilers.values(), *given]
+        return Budget(budget.limits, every, confidence=budget.confidence) if given else budget
     return Budget(budget, given)
 
 

@@ -84,8 +84,8 @@ class BudgetedOneShot(OneShotStrategy):
         """Return the costs of the budget; see `OneShotStrategy.watched_costs`."""
         if self.budget is None:
             return {}
-        limits, profilers = self.budget.limits, self.budget.profilers
-        return {f"budget/{name}/expected": WatchedCost(profilers[name], limit) for name, limit in limits.items()}
+        bounds, profilers = self.budget.bounds, self.budget.profilers
+        return {f"budget/{name}/expected": WatchedCost(profilers[name], bound) for name, bound in bounds.items()}
 
     def best_samples(self) -> Iterator[Sample]:
         """Yield the samples of `ranked_samples` that meet measured limits; see `Budget.measured`."""

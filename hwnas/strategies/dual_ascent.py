@@ -44,7 +44,7 @@ class DualAscent:
     Parameters
     ----------
     budget : Budget
-        With all its profilers.
+        With all its profilers. Its bounds count, which its confidence lowers.
     dimensions : mapping of str to Dimension
         Those of the space.
     learning_rate : float
@@ -79,7 +79,7 @@ class DualAscent:
     ) -> None:
         if not sharpness >= 1:
             raise ValueError(f"DualAscent: sharpness is {sharpness}; expected at least 1")
-        self.limits = [(name, budget.profilers[name], limit) for name, limit in budget.limits.items()]
+        self.limits = [(name, budget.profilers[name], bound) for name, bound in budget.bounds.items()]
         self.learning_rate = learning_rate
         self.sharpness = sharpness
         labels = [cost_labels(p.cost_model, dimensions, f"budget {name}") for name, p, _ in self.limits]

@@ -10,13 +10,13 @@ import numpy as np
 from hwnas.cost import BudgetSampler, JointRanges, Range
 from hwnas.cost.domain import Domain
 from hwnas.errors import BudgetError
-from hwnas.profilers.filters import ProfilerFilter, as_filter, parts_of, ranges_in
+from hwnas.profilers.filters import FilterLike, ProfilerFilter, as_filter, parts_of, ranges_in
 from hwnas.space import Mutable, Sample
 from hwnas.space.sampling import fresh
 from hwnas.strategies.cost_labels import cost_labels
 
 Filter = ProfilerFilter | Callable[[Sample], bool]
-AnyFilter = Filter | Mapping[str, Any]
+AnyFilter = FilterLike
 
 BLOCK = 64
 """Samples that are drawn together: dynamic programming over a budget is cheap for many at once."""
@@ -34,9 +34,9 @@ class FeasibleSampler:
     ----------
     space : Mutable
         The space.
-    filter : ProfilerFilter, callable or mapping, optional
+    filter : callable, mapping, or sequence of these, optional
         A callable is true for samples that are wanted; a mapping is the dictionary form of
-        `hwnas.profilers.filters.as_filter`.
+        `hwnas.profilers.filters.as_filter`; of a sequence all have to accept.
     weights : mapping of str to sequence of float, optional
         Weights of the values of labels, in the order of `grid_values`, in place of their own.
     seed : int
@@ -60,7 +60,7 @@ class FeasibleSampler:
         max_tries: int = 10_000,
     ) -> None:
         self.space = space
-        self.filter: Filter | None = as_filter(filter) if isinstance(filter, Mapping) else filter
+        self.filter: Filter | None = as_filter(filter)
         self.max_tries = max_tries
         self._seed = seed
         self._structure = space.structure()
@@ -131,7 +131,7 @@ class FeasibleSampler:
         if not self._ranges:
             return [self._unfiltered(rng) for _ in range(n)]
         if self._within is None:
-            joint = JointRanges([Range(part.profiler.cost_model, part.min, part.max) for part in self._ranges])
+            joint = JointRanges([Range(part.profiler.cost_model, part.low, part.high) for part in self._ranges])
             weights = {
                 label: self._weights.get(label) or [self.dimensions[label].probability(value) for value in values]
                 for label, values in joint.domain.values.items()

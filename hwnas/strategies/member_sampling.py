@@ -11,12 +11,12 @@ import numpy as np
 
 from hwnas.cost import CostModel, JointRanges, Range
 from hwnas.errors import BudgetError
-from hwnas.profilers.filters import ProfilerFilter, parts_of, ranges_in
+from hwnas.profilers.filters import profiler_of, ranges_in
 from hwnas.profilers.profiler import Profiler
 from hwnas.space import Sample
 from hwnas.space.sampling import fresh
 from hwnas.strategies.cost_labels import cost_labels
-from hwnas.strategies.feasible import FeasibleSampler, Filter
+from hwnas.strategies.feasible import FeasibleSampler
 
 SamplingName = Literal["uniform", "fair", "sandwich"]
 
@@ -219,7 +219,7 @@ class SandwichSampling(MemberSampling):
         BudgetError
             When no member is feasible.
         """
-        profiler = _profiler_of(sampler.filter) if self.profiler is None else self.profiler
+        profiler = profiler_of(sampler.filter) if self.profiler is None else self.profiler
         if profiler is None:
             raise ValueError(
                 "sandwich sampling has no profiler that says which members are large. Give a filter with a profiler, "
@@ -233,11 +233,6 @@ class SandwichSampling(MemberSampling):
             return [fresh(largest), fresh(smallest), *drawn]
 
         return StepMembers(2 + self.random, sandwich)
-
-
-def _profiler_of(filter: Filter | None) -> Profiler | None:
-    """Return the profiler of a filter, the first of several."""
-    return next((part.profiler for part in parts_of(filter) if isinstance(part, ProfilerFilter)), None)
 
 
 def _extreme(sampler: FeasibleSampler, profiler: Profiler, seed: int, *, largest: bool) -> Sample:
@@ -264,12 +259,12 @@ def _drawn_extreme(
     best = farthest(map(sampler.sample, range(_DRAWS)), key=model.evaluate)
     ranges = [part for part in ranges_in(sampler.filter) if part.profiler.cost_model is model]
     others = [
-        Range(part.profiler.cost_model, part.min, part.max)
+        Range(part.profiler.cost_model, part.low, part.high)
         for part in ranges_in(sampler.filter)
         if part.profiler.cost_model is not model
     ]
-    low = max((part.min for part in ranges if part.min is not None), default=None)
-    high = min((part.max for part in ranges if part.max is not None), default=None)
+    low = max((part.low for part in ranges if part.low is not None), default=None)
+    high = min((part.high for part in ranges if part.high is not None), default=None)
     dimensions = sampler.dimensions
     weights = {  # keep values of weight 0 out
         label: [float(dimensions[label].probability(value) > 0) for value in values]

@@ -102,7 +102,7 @@ class MultiTrialStrategy(Strategy):
             )
         self.evaluations = evaluations
         self.mode = mode
-        self.filter: Filter | None = as_filter(filter) if isinstance(filter, Mapping) else filter
+        self.filter: Filter | None = as_filter(filter)
         self.budget = as_budget(budget, profilers)
         self.max_recalibration_batches = max_recalibration_batches
         self.probation = probation

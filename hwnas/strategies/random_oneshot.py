@@ -8,7 +8,7 @@ import lightning as L
 import numpy as np
 
 from hwnas.nn import ModelSpace
-from hwnas.profilers.filters import ProfilerFilter, as_filter
+from hwnas.profilers.filters import as_filter, profiler_of
 from hwnas.profilers.profiler import Profiler
 from hwnas.space import Sample
 from hwnas.strategies.budget import Budget
@@ -44,9 +44,9 @@ class RandomOneShot(ScoredOneShot):
 
     Parameters
     ----------
-    filter : ProfilerFilter, callable or mapping, optional
+    filter : ProfilerFilter, callable, mapping, or sequence of these, optional
         Which samples are trained and returned; a mapping is the dictionary form, ``{"profiler": ..., "min":
-        ..., "max": ...}``.
+        ..., "max": ..., "confidence": ...}``. Of a sequence all have to accept.
     budget : Budget or mapping of str to float, optional
         Upper limits such as ``{"latency_ms": 3.0}``, of what is trained and returned; see `Budget`.
     profilers : Profiler or sequence of Profiler, optional
@@ -76,7 +76,7 @@ class RandomOneShot(ScoredOneShot):
         seed: int | np.random.Generator = 0,
     ) -> None:
         super().__init__(mutation_hooks, budget=budget, profilers=profilers, seed=seed)
-        self.filter = as_filter(filter) if isinstance(filter, Mapping) else filter
+        self.filter = as_filter(filter)
         self.sampling = as_sampling(sampling)
         self.search = SubnetSearch(seed=self.seed) if search is None else search
 
@@ -108,8 +108,8 @@ class RandomOneShot(ScoredOneShot):
         return [sampler.sample(number) for number in range(n)]
 
     def watched_costs(self) -> dict[str, WatchedCost]:
-        """Return also the cost of the filter; see `OneShotStrategy.watched_costs`."""
+        """Return also the cost of the filter, the first of several; see `OneShotStrategy.watched_costs`."""
         found = super().watched_costs()
-        if isinstance(self.filter, ProfilerFilter):
-            found["arch/expected_cost"] = WatchedCost(self.filter.profiler)
+        if (profiler := profiler_of(self.filter)) is not None:
+            found["arch/expected_cost"] = WatchedCost(profiler)
         return found

@@ -76,7 +76,7 @@ def limits_of(within: RangeProfilerFilter, values: Mapping[str, Sequence[Any]]) 
         np.array([known[label].index(value) for value in listed]) if label in known else np.arange(len(listed))
         for label, listed in values.items()
     ]
-    for sign, bound in ((1, within.max), (-1, within.min)):
+    for sign, bound in ((1, within.high), (-1, within.low)):
         if bound is not None:
             factors = [Factor(factor.labels, sign * factor.table.astype(float)) for factor in model.factors]
             least = LeastCompletion(factors, list(values), constant=sign * model.constant)
