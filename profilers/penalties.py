@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,6 +14,8 @@ from hwnas.space import Sample
 
 Nonlinear = Literal["linear", "positive", "negative", "absolute"]
 Aggregate = Literal["add", "mul"]
+PenaltyForms = Mapping[str, Any] | Sequence[Any]
+Penalty = TypeVar("Penalty", bound="ProfilerPenalty")
 
 
 class ProfilerPenalty:
@@ -61,6 +63,11 @@ class ProfilerPenalty:
         self.scale = scale
         self.nonlinear = nonlinear
         self.aggregate = aggregate
+
+    @property
+    def parts(self) -> tuple[ProfilerPenalty, ...]:
+        """Return the penalties of which it consists: itself, unless there are several."""
+        return (self,)
 
     def excess(self, cost: Tensor) -> Tensor:
         """Return the penalised relative excess of a cost; no unit."""
@@ -127,8 +134,100 @@ class SampleProfilerPenalty(ProfilerPenalty):
         return float(joint), cost
 
 
+class JointExpectationPenalty(ExpectationProfilerPenalty):
+    """Several penalties on expected costs, one after the other.
+
+    Parameters
+    ----------
+    penalties : sequence of ExpectationProfilerPenalty
+        At least one. The first one's cost is the one that is returned.
+    """
+
+    def __init__(self, penalties: Sequence[ExpectationProfilerPenalty]) -> None:
+        first = penalties[0]
+        super().__init__(first.profiler, first.baseline)
+        self._parts = tuple(penalties)
+
+    @property
+    def parts(self) -> tuple[ProfilerPenalty, ...]:
+        """Return the penalties."""
+        return self._parts
+
+    def __call__(self, loss: Tensor, probabilities: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Return the loss with all penalties, and the expected cost of the first."""
+        costs = []
+        for penalty in self._parts:
+            loss, cost = penalty(loss, probabilities)
+            costs.append(cost)
+        return loss, costs[0]
+
+
+class JointSamplePenalty(SampleProfilerPenalty):
+    """Several penalties on the costs of one architecture, one after the other.
+
+    Parameters
+    ----------
+    penalties : sequence of SampleProfilerPenalty
+        At least one. The first one's cost is the one that is returned.
+    """
+
+    def __init__(self, penalties: Sequence[SampleProfilerPenalty]) -> None:
+        first = penalties[0]
+        super().__init__(first.profiler, first.baseline)
+        self._parts = tuple(penalties)
+
+    @property
+    def parts(self) -> tuple[ProfilerPenalty, ...]:
+        """Return the penalties."""
+        return self._parts
+
+    def __call__(self, value: float, sample: Sample) -> tuple[float, float]:
+        """Return the value with all penalties, and the cost of the first."""
+        costs = []
+        for penalty in self._parts:
+            value, cost = penalty(value, sample)
+            costs.append(cost)
+        return value, costs[0]
+
+
 def as_expectation_penalty(
-    penalty: ExpectationProfilerPenalty | Mapping[str, Any] | None,
+    penalty: ExpectationProfilerPenalty | PenaltyForms | None,
 ) -> ExpectationProfilerPenalty | None:
-    """Make a penalty of its dictionary form: `profiler`, `baseline`, and options."""
-    return ExpectationProfilerPenalty(**penalty) if isinstance(penalty, Mapping) else penalty
+    """Make a penalty on expectations of whatever stands for one.
+
+    Parameters
+    ----------
+    penalty : ExpectationProfilerPenalty, mapping, sequence of these, or None
+        A mapping has the arguments of the class: `profiler`, `baseline`, and options.
+
+    Raises
+    ------
+    TypeError
+        When it is a penalty of another kind.
+    """
+    found = _made(
+        penalty,
+        ExpectationProfilerPenalty,
+        "architectures are distributions here, which needs an ExpectationProfilerPenalty",
+    )
+    return found[0] if len(found) == 1 else JointExpectationPenalty(found) if found else None
+
+
+def as_sample_penalty(penalty: SampleProfilerPenalty | PenaltyForms | None) -> SampleProfilerPenalty | None:
+    """Make a penalty on samples of whatever stands for one; see `as_expectation_penalty`."""
+    found = _made(
+        penalty, SampleProfilerPenalty, "rewards belong to single members here, which needs a SampleProfilerPenalty"
+    )
+    return found[0] if len(found) == 1 else JointSamplePenalty(found) if found else None
+
+
+def _made(penalty: Any, kind: type[Penalty], reason: str) -> list[Penalty]:
+    if penalty is None:
+        return []
+    if isinstance(penalty, Mapping):
+        return [kind(**penalty)]
+    if isinstance(penalty, kind):
+        return [penalty]
+    if isinstance(penalty, Sequence):
+        return [one for each in penalty for one in _made(each, kind, reason)]
+    raise TypeError(f"the penalty is a {type(penalty).__name__}; {reason}")

@@ -113,9 +113,10 @@ class ArchitectureStep(OneShotCallback):
         self.steps = 0
         self._validation = ExitStack()
         self._training_statistics: dict[str, Tensor] = {}
-        self._cost_labels = (
-            [] if penalty is None else cost_labels(penalty.profiler.cost_model, self.relaxation.dimensions, "penalty")
-        )
+        known: dict[str, None] = {}
+        for part in () if penalty is None else penalty.parts:
+            known |= dict.fromkeys(cost_labels(part.profiler.cost_model, self.relaxation.dimensions, "penalty"))
+        self._cost_labels = list(known)
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Remember the trainer, and which part of the validation data is that of this process."""

@@ -57,12 +57,13 @@ class Reward:
     ) -> None:
         if mode not in ("max", "min"):
             raise ValueError(f"mode is {mode!r}; expected 'max' or 'min'")
-        if penalty is not None and (penalty.scale > 0) == (mode == "max"):
-            warnings.warn(
-                f"mode is {mode!r} and the scale of the penalty {penalty.scale}: this rewards cost. Give a "
-                f"{'negative' if mode == 'max' else 'positive'} scale to punish it",
-                stacklevel=3,
-            )
+        for part in () if penalty is None else penalty.parts:
+            if (part.scale > 0) == (mode == "max"):
+                warnings.warn(
+                    f"mode is {mode!r} and the scale of the penalty {part.scale}: this rewards cost. Give a "
+                    f"{'negative' if mode == 'max' else 'positive'} scale to punish it",
+                    stacklevel=3,
+                )
         self.metric_name = metric_name
         self.mode = mode
         self.penalty = penalty

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import lightning as L
 import numpy as np
@@ -11,7 +11,7 @@ import numpy as np
 from hwnas.errors import UnsupportedError
 from hwnas.evaluators import Evaluator, Lightning
 from hwnas.nn import ModelSpace
-from hwnas.profilers.penalties import ExpectationProfilerPenalty, as_expectation_penalty
+from hwnas.profilers.penalties import ExpectationProfilerPenalty, PenaltyForms, as_expectation_penalty
 from hwnas.profilers.profiler import Profiler
 from hwnas.space import Sample
 from hwnas.space.sampling import fresh
@@ -23,7 +23,7 @@ from hwnas.strategies.cost_labels import cost_labels
 from hwnas.strategies.dual_ascent import DualAscent
 from hwnas.strategies.feasible import FeasibleSampler
 from hwnas.strategies.most_probable import most_probable_within
-from hwnas.strategies.search_reading import WatchedCost
+from hwnas.strategies.search_reading import WatchedCost, watched_penalties
 from hwnas.strategies.unrolled_step import UnrolledStep
 from hwnas.supernet import MutationHook, Relaxation, Softmax, normalise_candidates
 from hwnas.supernet.most_probable import ranked_options
@@ -54,7 +54,7 @@ class DARTS(BudgetedOneShot):
         Of the Adam optimiser of the architecture.
     warmup_epochs : int
         Epochs at the beginning in which only weights are trained.
-    penalty : ExpectationProfilerPenalty or mapping, optional
+    penalty : ExpectationProfilerPenalty, mapping, or sequence of these, optional
         Joined with the loss in the architecture step; a mapping holds its arguments.
     budget : Budget or mapping of str to float, optional
         Upper limits such as ``{"latency_ms": 3.0}``; see `Budget`. Multipliers make costs meet them, see
@@ -100,7 +100,7 @@ class DARTS(BudgetedOneShot):
         arc_learning_rate: float = 3e-4,
         *,
         warmup_epochs: int = 0,
-        penalty: ExpectationProfilerPenalty | Mapping[str, Any] | None = None,
+        penalty: ExpectationProfilerPenalty | PenaltyForms | None = None,
         budget: Budget | Mapping[str, float] | None = None,
         profilers: Profiler | Sequence[Profiler] | None = None,
         dual_learning_rate: float | None = None,
@@ -130,11 +130,6 @@ class DARTS(BudgetedOneShot):
                 f"{name}: max_recalibration_batches is {max_recalibration_batches}; expected at least 0, or None"
             )
         self.penalty = as_expectation_penalty(penalty)
-        if self.penalty is not None and not isinstance(self.penalty, ExpectationProfilerPenalty):
-            raise TypeError(
-                f"{name}: the penalty is a {type(self.penalty).__name__}; architectures are distributions "
-                "here, which needs an ExpectationProfilerPenalty"
-            )
         self.arc_learning_rate = arc_learning_rate
         self.dual_learning_rate = 5 * arc_learning_rate if dual_learning_rate is None else dual_learning_rate
         self.arc_betas = arc_betas
@@ -160,7 +155,8 @@ class DARTS(BudgetedOneShot):
             When no member is within the budget; it names the minimum. The space is unchanged then.
         """
         if self.penalty is not None and isinstance(space, ModelSpace):
-            cost_labels(self.penalty.profiler.cost_model, space.simplify(), "penalty")
+            for part in self.penalty.parts:
+                cost_labels(part.profiler.cost_model, space.simplify(), "penalty")
         if self.budget is not None and isinstance(space, ModelSpace):
             FeasibleSampler(space, self.feasible(), seed=self.seed).sample(0)
         supernet = super().mutate_model(space)
@@ -180,10 +176,10 @@ class DARTS(BudgetedOneShot):
             )
 
     def watched_costs(self) -> dict[str, WatchedCost]:
-        """Return also the cost of the penalty; see `OneShotStrategy.watched_costs`."""
+        """Return also the costs of the penalties; see `OneShotStrategy.watched_costs`."""
         found = super().watched_costs()
         if self.penalty is not None:
-            found["arch/expected_cost"] = WatchedCost(self.penalty.profiler, self.penalty.baseline)
+            found |= watched_penalties(self.penalty)
         return found
 
     def callback(self) -> L.Callback:

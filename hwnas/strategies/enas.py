@@ -14,7 +14,7 @@ from torch import nn
 from hwnas.export.mode import evaluation_mode
 from hwnas.nn import ModelSpace
 from hwnas.profilers.filters import ranges_in
-from hwnas.profilers.penalties import SampleProfilerPenalty
+from hwnas.profilers.penalties import PenaltyForms, SampleProfilerPenalty, as_sample_penalty
 from hwnas.profilers.profiler import Profiler
 from hwnas.space import Sample
 from hwnas.strategies.budget import Budget
@@ -25,7 +25,7 @@ from hwnas.strategies.drawn_search import DrawnSearch
 from hwnas.strategies.feasible import AnyFilter, FeasibleSampler
 from hwnas.strategies.policy_gradient import ControllerLearning, PolicyGradient
 from hwnas.strategies.random_oneshot import RandomOneShot
-from hwnas.strategies.search_reading import WatchedCost
+from hwnas.strategies.search_reading import WatchedCost, watched_penalties
 from hwnas.supernet import MutationHook, OneHot
 
 
@@ -56,7 +56,7 @@ class ENAS(RandomOneShot):
         What `validation_step` logs and the controller looks at; ``default`` unless given, or the only one.
     mode : {"max", "min"}
         Whether large or small values of the metric are good.
-    penalty : SampleProfilerPenalty or mapping, optional
+    penalty : SampleProfilerPenalty, mapping, or sequence of these, optional
         Joined with the metric; a mapping holds its arguments. Its `scale` is negative to punish cost with
         ``mode="max"``, positive with ``mode="min"``; see `Reward`.
     filter : ProfilerFilter, callable or mapping, optional
@@ -102,7 +102,7 @@ class ENAS(RandomOneShot):
         updates_per_epoch: int | None = None,
         reward_metric_name: str | None = None,
         mode: Mode = "max",
-        penalty: SampleProfilerPenalty | Mapping[str, Any] | None = None,
+        penalty: SampleProfilerPenalty | PenaltyForms | None = None,
         filter: AnyFilter | None = None,
         budget: Budget | Mapping[str, float] | None = None,
         profilers: Profiler | Sequence[Profiler] | None = None,
@@ -127,12 +127,7 @@ class ENAS(RandomOneShot):
                 raise ValueError(f"ENAS: {name} is {value}; expected at least 1")
         if warmup_epochs < 0:
             raise ValueError(f"ENAS: warmup_epochs is {warmup_epochs}; expected at least 0")
-        joined = SampleProfilerPenalty(**penalty) if isinstance(penalty, Mapping) else penalty
-        if joined is not None and not isinstance(joined, SampleProfilerPenalty):
-            raise TypeError(
-                f"ENAS: the penalty is a {type(joined).__name__}; rewards belong to single members here, which needs "
-                "a SampleProfilerPenalty"
-            )
+        joined = as_sample_penalty(penalty)
         self.reward = Reward(reward_metric_name, mode, joined)
         super().__init__(filter, budget=budget, profilers=profilers, mutation_hooks=mutation_hooks, seed=seed)
         self.search = DrawnSearch(
@@ -176,7 +171,8 @@ class ENAS(RandomOneShot):
             for mutable in space.simplify().values():
                 drawable_values(mutable)
             if self.penalty is not None:
-                cost_labels(self.penalty.profiler.cost_model, space.simplify(), "penalty")
+                for part in self.penalty.parts:
+                    cost_labels(part.profiler.cost_model, space.simplify(), "penalty")
         super().mutate_model(space)
         self._controller = Controller(space, hidden=self.hidden, ranges=ranges_in(self.feasible()), seed=self.seed)
         return space
@@ -205,10 +201,10 @@ class ENAS(RandomOneShot):
         return self.controller.draw(n, torch.Generator().manual_seed(self.seed), sampler.accepts)
 
     def watched_costs(self) -> dict[str, WatchedCost]:
-        """Return also the cost of the penalty; see `OneShotStrategy.watched_costs`."""
+        """Return also the costs of the penalties; see `OneShotStrategy.watched_costs`."""
         found = super().watched_costs()
         if self.penalty is not None:
-            found["arch/expected_cost"] = WatchedCost(self.penalty.profiler, self.penalty.baseline)
+            found |= watched_penalties(self.penalty)
         return found
 
     def _draws(self, sampler: FeasibleSampler) -> Iterator[Sample]:

@@ -147,6 +147,7 @@ class Proxyless(ScoredOneShot, DARTS):
         """Return the negative loss of a member, joined with the penalty."""
         if self.penalty is None:
             return score
-        cost = self.penalty.profiler.profile(sample)
-        joined = self.penalty.join(*(torch.tensor(value, dtype=torch.float64) for value in (-score, cost)))
+        joined = torch.tensor(-score, dtype=torch.float64)
+        for part in self.penalty.parts:
+            joined = part.join(joined, torch.tensor(part.profiler.profile(sample), dtype=torch.float64))
         return -float(joined)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from hwnas.profilers.penalties import ProfilerPenalty
 from hwnas.profilers.profiler import Profiler
 from hwnas.space import LabeledMutable, Sample
 from hwnas.strategies.architecture_key import active_labels
@@ -38,6 +39,15 @@ class WatchedCost(NamedTuple):
 
     profiler: Profiler
     target: float = math.inf
+
+
+def watched_penalties(penalty: ProfilerPenalty) -> dict[str, WatchedCost]:
+    """Return the costs of a penalty by the names under which they are logged: the first one, and those besides."""
+    first, *others = penalty.parts
+    found = {"arch/expected_cost": WatchedCost(first.profiler, first.baseline)}
+    for part in others:
+        found.setdefault(f"penalty/{part.profiler.name}/expected", WatchedCost(part.profiler, part.baseline))
+    return found
 
 
 class SearchReading(NamedTuple):

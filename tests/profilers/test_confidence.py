@@ -135,7 +135,7 @@ def test_what_cannot_be_is_told() -> None:
         RangeProfilerFilter(Uncertain(0.9), min=12.0, confidence=0.9)
     with pytest.raises(BudgetError, match=r"confidence=0\.9\).*predicted as at least .* and at most .*Widen the range"):
         RangeProfilerFilter(Uncertain(0.2), min=14.0, max=15.0, confidence=0.9)
-    with pytest.raises(BudgetError, match="the minimum is 11.5 ms") as caught:
+    with pytest.raises(BudgetError, match=r"the minimum is 11\.5 ms") as caught:
         RangeProfilerFilter(Uncertain(0.1), max=12.0, confidence=0.9)
     assert caught.value.nearest == 11.5
 

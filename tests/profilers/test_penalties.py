@@ -13,6 +13,7 @@ from hwnas.profilers.penalties import (
     ExpectationProfilerPenalty,
     SampleProfilerPenalty,
     as_expectation_penalty,
+    as_sample_penalty,
 )
 from hwnas.profilers.profiler import Profiler
 from hwnas.space import Categorical
@@ -131,3 +132,39 @@ def test_the_dictionary_form(profiler: Profiler) -> None:
     assert (made.baseline, made.scale, made.nonlinear) == (2.0, 0.5, "positive")
     assert as_expectation_penalty(made) is made
     assert as_expectation_penalty(None) is None
+
+
+def test_several_penalties_at_once(profiler: Profiler, relaxation: Softmax) -> None:
+    other = Profiler(CostModel({"b": B.values}, [Factor(("b",), np.array([3.0, 8.0]))], unit="MACs"))
+    sample, loss = {"a": 2, "b": "y"}, 2.5
+    forms: list[Any] = [
+        {"profiler": profiler, "baseline": 5.0, "scale": 0.3},
+        {"profiler": other, "baseline": 4.0, "scale": 0.7, "aggregate": "mul"},
+    ]
+    joint = as_sample_penalty([forms[0], SampleProfilerPenalty(**forms[1])])
+    assert joint is not None
+    # Sums and products of a loss do not commute: the order is that of the list.
+    assert joint(loss, sample) == (pytest.approx((loss + 0.3 * (13 / 5 - 1)) * (8 / 4) ** 0.7), 13.0)
+    assert [part.baseline for part in joint.parts] == [5.0, 4.0]
+
+    expected = as_expectation_penalty(forms)
+    assert expected is not None
+    given = {label: p.detach().requires_grad_() for label, p in probabilities(relaxation).items()}
+    value, cost = expected(torch.tensor(loss, dtype=torch.float64), given)
+    costs = [each.expectation(given) for each in (profiler, other)]
+    exact = (loss + 0.3 * (costs[0] / 5 - 1)) * (costs[1] / 4) ** 0.7
+    torch.testing.assert_close((value, cost), (exact, costs[0]))
+    gradients = [torch.autograd.grad(each, list(given.values()), retain_graph=True) for each in (value, exact)]
+    torch.testing.assert_close(*gradients)
+
+
+def test_forms_of_penalties(profiler: Profiler) -> None:
+    single = SampleProfilerPenalty(profiler, 5.0)
+    assert as_sample_penalty(single) is single is as_sample_penalty([single])
+    assert single.parts == (single,)
+    assert as_sample_penalty([]) is None is as_expectation_penalty([])
+    assert as_sample_penalty(None) is None
+    with pytest.raises(TypeError, match="SampleProfilerPenalty; architectures are distributions here"):
+        as_expectation_penalty([{"profiler": profiler, "baseline": 5.0}, single])
+    with pytest.raises(TypeError, match="needs a SampleProfilerPenalty"):
+        as_sample_penalty(3.0)  # type: ignore[arg-type]

@@ -749,6 +749,21 @@ def test_bad_arguments(kit):
         DARTS(penalty=SampleProfilerPenalty(kit.profiler(), 1.0))
 
 
+def test_several_penalties_pull_together(kit):
+    """Each of two penalties is on one layer; without the other its layer would be free."""
+    forms = [
+        {"profiler": kit.profiler((label,)), "baseline": 5.0, "scale": 50.0, "aggregate": "add"}
+        for label in ("layer_1", "layer_2")
+    ]
+    strategy = DARTS(0.3, penalty=forms)
+    strategy.run(kit.Net(), kit.evaluator(max_epochs=2))
+    assert strategy.best_sample() == {"layer_1": "skip", "layer_2": "skip"}
+    assert len(strategy.watched_costs()) == 2
+    with pytest.raises(ValueError, match="depends on the label 'layer_9'"):
+        other = {**forms[1], "profiler": kit.profiler(("layer_9",))}
+        DARTS(penalty=[forms[0], other]).run(kit.Net(), kit.evaluator())
+
+
 def test_a_penalty_of_another_space_is_refused(kit):
     space = kit.Net()
     strategy = DARTS(penalty={"profiler": kit.profiler(("layer_1", "layer_9")), "baseline": 1.0})

@@ -86,6 +86,24 @@ def test_a_heavier_penalty_costs_less(kit):
     assert expected[2] < 3
 
 
+def test_several_penalties(kit):
+    forms = [
+        {"profiler": kit.profiler(("layer_1",)), "baseline": 5.0, "scale": -0.1},
+        {"profiler": kit.profiler(("layer_2",)), "baseline": 2.0, "scale": -0.2},
+    ]
+    strategy = ENAS(penalty=forms)
+    joint, cost = strategy.reward.of(0.8, {"layer_1": "conv3", "layer_2": "conv1"})
+    costs = [
+        kit.profiler((label,)).profile({"layer_1": "conv3", "layer_2": "conv1"}) for label in ("layer_1", "layer_2")
+    ]
+    assert joint == pytest.approx(0.8 - 0.1 * (costs[0] / 5 - 1) - 0.2 * (costs[1] / 2 - 1))
+    assert cost == costs[0]
+    with pytest.warns(UserWarning, match=r"scale of the penalty 0\.2: this rewards cost"):
+        ENAS(penalty=[forms[0], {**forms[1], "scale": 0.2}])
+    with pytest.raises(ValueError, match="depends on the label 'layer_9'"):
+        ENAS(penalty=[forms[0], {**forms[1], "profiler": kit.profiler(("layer_9",))}]).mutate_model(kit.Net())
+
+
 def test_the_sign_of_the_penalty(kit):
     profiler = kit.profiler()
     with pytest.warns(UserWarning, match="mode is 'max' and the scale of the penalty 0.5: this rewards cost"):
