@@ -759,9 +759,9 @@ def test_several_penalties_pull_together(kit):
     strategy.run(kit.Net(), kit.evaluator(max_epochs=2))
     assert strategy.best_sample() == {"layer_1": "skip", "layer_2": "skip"}
     assert len(strategy.watched_costs()) == 2
+    strategy = DARTS(penalty=[forms[0], {**forms[1], "profiler": kit.profiler(("layer_9",))}])
     with pytest.raises(ValueError, match="depends on the label 'layer_9'"):
-        other = {**forms[1], "profiler": kit.profiler(("layer_9",))}
-        DARTS(penalty=[forms[0], other]).run(kit.Net(), kit.evaluator())
+        strategy.run(kit.Net(), kit.evaluator())
 
 
 def test_a_penalty_of_another_space_is_refused(kit):
