@@ -9,7 +9,7 @@ from hwnas.errors import HwnasError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from hwnas.experiment import Task
+    from hwnas.nn import ModelSpace
     from hwnas.profilers import FlopsProfiler
 
 MEMBERS = 20
@@ -29,15 +29,15 @@ def require_fvcore() -> None:
         raise HwnasError(f"--check needs fvcore ({error}); install it with: pip install 'hwnas[check]'") from error
 
 
-def compare_macs(task: Task, profiler: FlopsProfiler, example: Tensor, seed: int) -> dict[str, Any]:
+def compare_macs(space: ModelSpace, profiler: FlopsProfiler, example: Tensor, seed: int) -> dict[str, Any]:
     """Count the MACs of random members both ways.
 
     Parameters
     ----------
-    task : Task
+    space : ModelSpace
         Gives the members.
     profiler : FlopsProfiler
-        Of the space of the task.
+        Of the space.
     example : Tensor
         What both were called with.
     seed : int
@@ -52,7 +52,7 @@ def compare_macs(task: Task, profiler: FlopsProfiler, example: Tensor, seed: int
     import numpy as np
     from fvcore.nn import FlopCountAnalysis
 
-    space, rng = task.make_space(), np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     worst: dict[str, Any] = {"largest_difference": -1.0}
     for _ in range(MEMBERS):
         sample = space.random(random_state=rng)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,13 +12,16 @@ import typer
 from hwnas.cli.console import narration
 from hwnas.cli.exit_codes import exit_codes
 from hwnas.cli.fvcore_check import compare_macs, require_fvcore
-from hwnas.cli.options import BatchSize, Debug, Json, Precision, Seed, Space, Store, Threads, default_store
+from hwnas.cli.options import Debug, Json, Precision, Seed, Store, Threads, default_store
 from hwnas.cli.output import percent, print_json
 from hwnas.errors import HwnasError, UnsupportedError
 
 if TYPE_CHECKING:
-    from hwnas.cost import CostModel
-    from hwnas.experiment import Narrator, Task
+    from torch import Tensor
+
+    from hwnas.cli.profile_subject import Subject
+    from hwnas.cost import CostModel, Extreme
+    from hwnas.experiment import Narrator
     from hwnas.profilers import LatencyStore, OrtTarget
     from hwnas.space import Mutable, Sample
 
@@ -28,8 +32,22 @@ MACS_TOLERANCE = 1e-6
 
 
 def profile(
-    space: Space,
-    batch_size: BatchSize = 64,
+    space: Annotated[
+        str,
+        typer.Argument(
+            metavar="SPACE",
+            help="A built-in space (digits), a class of hwnas.hub (MobileNetV3Space), or path/to/file.py:ClassName.",
+        ),
+    ],
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            "--batch-size",
+            min=1,
+            show_default="64; of a space of the hub, 1",
+            help="Inputs that the exported model takes in one run.",
+        ),
+    ] = None,
     threads: Threads = 1,
     precision: Precision = "fp32",
     store: Store = None,
@@ -48,6 +66,10 @@ def profile(
             help="Another device: write a folder that is run there; once it has results, read them.",
         ),
     ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option("--plot", dir_okay=False, metavar="FILE", help="Draw the costs too, as an SVG image."),
+    ] = None,
     seed: Seed = 0,
     as_json: Json = False,
     debug: Debug = False,
@@ -56,25 +78,30 @@ def profile(
     with exit_codes(debug=debug), narration() as narrator:
         if check:
             require_fvcore()
-        from hwnas.experiment import load_task
+        from hwnas.cli.profile_subject import load_subject
         from hwnas.profilers import LatencyStore, OrtTarget
 
+        if plot is not None and not plot.parent.is_dir():
+            raise HwnasError(f"--plot: there is no folder {plot.parent}; make it, or give another file")
+
         target = OrtTarget(intra_op_threads=threads, precision=precision)
-        task = load_task(space, seed)
+        subject = load_subject(space, seed)
+        example = subject.example(batch_size or subject.batch_size)
         if measure_on is not None and not measure_on.exists():
-            _prepare(task, measure_on, narrator, batch_size, target, seconds=seconds, members=members, seed=seed)
+            _prepare(subject, measure_on, narrator, example, target, seconds=seconds, members=members, seed=seed)
             return
         with LatencyStore(store or default_store()) as opened:
             found = _profile(
-                task,
+                subject,
                 opened,
                 narrator,
-                batch_size,
+                example,
                 target,
                 seconds=seconds,
                 members=members,
                 check=check,
                 results=measure_on,
+                plot=plot,
                 seed=seed,
             )
     if as_json:
@@ -88,10 +115,10 @@ def profile(
 
 
 def _prepare(
-    task: Task,
+    subject: Subject,
     folder: Path,
     narrator: Narrator,
-    batch_size: int,
+    example: Tensor,
     target: OrtTarget,
     *,
     seconds: float,
@@ -103,8 +130,8 @@ def _prepare(
     narrator.stage("export the parts of the space")
     prepare_folder(
         folder,
-        task.make_space(),
-        task.example(batch_size),
+        subject.make_space(),
+        example,
         target,
         budget_s=seconds,
         held_out=members,
@@ -118,27 +145,28 @@ def _prepare(
 
 
 def _profile(
-    task: Task,
+    subject: Subject,
     store: LatencyStore,
     narrator: Narrator,
-    batch_size: int,
+    example: Tensor,
     target: OrtTarget,
     *,
     seconds: float,
     members: int,
     check: bool,
     results: Path | None,
+    plot: Path | None,
     seed: int,
 ) -> dict[str, Any]:
     import numpy as np
 
     from hwnas.profilers import FlopsProfiler, NumParamsProfiler, OnnxRuntimeLatencyProfiler, TracedSpace
 
-    space, example = task.make_space(), task.example(batch_size)
+    space = subject.make_space()
     narrator.stage("count multiply-adds and parameters")
     traced = TracedSpace(space, example)
     macs, parameters = FlopsProfiler(space, traced), NumParamsProfiler(space, traced)
-    comparison = compare_macs(task, macs, example, seed) if check else None
+    comparison = compare_macs(space, macs, example, seed) if check else None
     narrator.stage("measure the parts of the space")
     latency = OnnxRuntimeLatencyProfiler(
         space,
@@ -162,23 +190,41 @@ def _profile(
     samples = [space.random(random_state=rng) for _ in range(RANDOM_MEMBERS)]
     costs = {name: np.asarray(model.evaluate(samples)) for name, model in models.items()}
     median = samples[int(np.argsort(costs["latency_ms"])[RANDOM_MEMBERS // 2])]
-    return {
-        "space": task.name,
+    found = {
+        "space": subject.name,
         "members": _size(space),
-        "batch_size": batch_size,
+        "batch_size": len(example),
         "random_members": RANDOM_MEMBERS,
         "device": latency.device.to_dict(),
         "target": latency.target.to_dict(),
         "costs": {name: _spread(model, costs[name]) for name, model in models.items()},
         "spearman_macs_latency": _spearman(costs["macs"], costs["latency_ms"]),
+        "fastest_member": _member(models, latency.cost_model.minimum),
         "median_member": {
             "sample": median,
-            "latency_ms": latency.profile(median),
+            **{name: float(model.evaluate(median)) for name, model in models.items()},
             "parts": _parts(latency.cost_model, median),
         },
+        "slowest_member": _member(models, latency.cost_model.maximum),
         "accuracy": report.to_dict(),
         **({} if comparison is None else {"fvcore": comparison}),
     }
+    if plot is not None:
+        from hwnas.atomic import write_text
+        from hwnas.cli.profile_plot import plot as draw
+
+        write_text(plot, draw(found, {name: values.tolist() for name, values in costs.items()}))
+        narrator.say(f"drawn: {plot}")
+    return found
+
+
+def _member(models: Mapping[str, CostModel], extreme: Callable[[], Extreme]) -> dict[str, Any] | None:
+    """Give the fastest or the slowest member with its costs; None where that is out of reach."""
+    try:
+        sample = extreme().sample
+    except UnsupportedError:
+        return None
+    return {"sample": sample, **{name: float(model.evaluate(sample)) for name, model in models.items()}}
 
 
 def _size(space: Mutable) -> int | None:

@@ -8,6 +8,7 @@ from typing import Any
 from hwnas.cli.output import compact, milliseconds, percent, print_lines, print_table, setting
 
 PARTS_SHOWN = 10
+LABELS_SHOWN = 16  # a member with more is in the output of --json only
 
 
 def print_profile(found: dict[str, Any]) -> None:
@@ -19,6 +20,7 @@ def print_profile(found: dict[str, Any]) -> None:
         What ``hwnas profile --json`` prints.
     """
     _print_costs(found)
+    _print_members(found)
     _print_parts(found["median_member"])
     report = found["accuracy"]
     print_lines(
@@ -54,6 +56,20 @@ def _print_costs(found: dict[str, Any]) -> None:
         f"of MACs and latency is {_number(found['spearman_macs_latency'])}",
         "",
     )
+
+
+def _print_members(found: dict[str, Any]) -> None:
+    members = {name: found[f"{name}_member"] for name in ("fastest", "median", "slowest")}
+    rows = [
+        (name, milliseconds(member["latency_ms"]), compact(member["macs"]), compact(member["parameters"]))
+        for name, member in members.items()
+        if member is not None
+    ]
+    print_table("members", ["", "latency (ms)", "MACs", "parameters"], rows)
+    for name, member in members.items():
+        if member is not None and len(member["sample"]) <= LABELS_SHOWN:
+            print_lines(f"{name}: {', '.join(f'{label} = {value}' for label, value in member['sample'].items())}")
+    print_lines("")
 
 
 def _print_parts(member: dict[str, Any]) -> None:

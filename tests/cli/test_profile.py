@@ -3,13 +3,17 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from xml.etree import ElementTree
 
 import pytest
 
 from hwnas.cli import profile
+from hwnas.cli.profile_subject import Subject, load_subject
+from hwnas.experiment import TaskError
+from hwnas.hub import NASBench201Space
 
 
-def test_figures_of_a_space_that_can_be_counted_by_hand(run, tiny):
+def test_figures_of_a_space_that_can_be_counted_by_hand(run, tiny, tmp_path):
     options = (tiny, "--batch-size", 2, "--seconds", 0.5, "--members", 8)
     result = run("profile", *options, "--check", "--json")
     assert result.exit_code == 0, result.stderr
@@ -27,10 +31,18 @@ def test_figures_of_a_space_that_can_be_counted_by_hand(run, tiny):
     assert found["fvcore"]["largest_difference"] == 0
     assert found["accuracy"]["n"] == 8
 
+    ends = [found["fastest_member"], found["slowest_member"]]
+    assert [member["latency_ms"] for member in ends] == [latency[0], latency[-1]]
+    assert all(set(member["sample"]) == {"width", "act"} for member in ends)
+
     # Everything is in the store now.
-    result = run("profile", *options)
+    result = run("profile", *options, "--plot", "figure.svg")
     assert result.exit_code == 0
+    texts = [element.text for element in ElementTree.parse(tmp_path / "figure.svg").iter() if element.text]
+    assert any("; 4 members" in text for text in texts)
+    assert any(text.startswith("latency (ms) against MACs: rank correlation") for text in texts)
     assert "4 members" in result.stdout
+    assert "slowest: width = " in result.stdout
     assert "stem" in result.stdout
     assert "fvcore" not in result.stdout
 
@@ -55,7 +67,8 @@ def test_a_difference_to_fvcore_is_a_failure(run, monkeypatch):
         "uncounted": ["aten::silu"],
     }
     monkeypatch.setattr(profile, "require_fvcore", lambda: None)
-    monkeypatch.setattr("hwnas.experiment.load_task", lambda *_: None)
+    subject = Subject("digits", None, lambda n: None)
+    monkeypatch.setattr("hwnas.cli.profile_subject.load_subject", lambda *_: subject)
     monkeypatch.setattr(profile, "_profile", lambda *_, **__: {"fvcore": check})
     result = run("profile", "digits", "--check", "--json")
     assert result.exit_code == 1
@@ -70,6 +83,22 @@ def test_without_fvcore_the_message_says_how_to_install_it(run, monkeypatch):
     assert result.exit_code == 1
     assert "hwnas[check]" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_spaces_of_the_hub_are_known_by_name(tiny):
+    subject = load_subject("NASBench201Space", seed=1)
+    assert subject.make_space is NASBench201Space
+    assert (subject.batch_size, subject.example(2).shape) == (1, (2, 3, 32, 32))
+    assert subject.example(2).equal(load_subject("NASBench201Space", seed=1).example(2))
+    assert load_subject(tiny).batch_size == load_subject("digits").batch_size == 64
+    with pytest.raises(TaskError, match=r"unknown space 'Nobody'; built in: digits, .*MobileNetV3Space.*file\.py:Cl"):
+        load_subject("Nobody")
+
+
+def test_a_plot_has_to_have_a_folder(run, tiny):
+    result = run("profile", tiny, "--plot", "nowhere/figure.svg")
+    assert result.exit_code == 1
+    assert "there is no folder nowhere" in result.stderr
 
 
 @pytest.mark.parametrize(("option", "value"), [("--members", "1"), ("--batch-size", "0"), ("--seconds", "0")])
