@@ -74,19 +74,34 @@ void* optional_address(Address value, std::int64_t alignment, const char* name) 
 }
 
 #ifndef HWNAS_WITH_CUDA
-// Memory that nothing has written to yet: each thread fills its own part.
+constexpr std::align_val_t kAlignment{hwnas::cpu::kDwConv2dAlignment};
+
+// Memory for a call. A thread keeps the largest for its next calls: pages fresh from the system cost more time than the
+// work on a small image. Where accesses past the end are looked for, each call gets memory of just its size.
 class Workspace {
  public:
-  explicit Workspace(std::int64_t bytes)
-      : pointer_(::operator new(static_cast<std::size_t>(bytes), std::align_val_t{hwnas::cpu::kDwConv2dAlignment})) {}
-  ~Workspace() { ::operator delete(pointer_, std::align_val_t{hwnas::cpu::kDwConv2dAlignment}); }
-  Workspace(const Workspace&) = delete;
-  Workspace& operator=(const Workspace&) = delete;
-  void* get() const { return pointer_; }
+  ~Workspace() { ::operator delete(pointer_, kAlignment); }
+
+  void* of(std::int64_t bytes) {
+#ifdef HWNAS_SANITIZE
+    bytes_ = 0;
+#endif
+    if (bytes > bytes_) {
+      ::operator delete(pointer_, kAlignment);
+      pointer_ = nullptr;
+      bytes_ = 0;
+      pointer_ = ::operator new(static_cast<std::size_t>(bytes), kAlignment);
+      bytes_ = bytes;
+    }
+    return pointer_;
+  }
 
  private:
-  void* pointer_;
+  void* pointer_ = nullptr;
+  std::int64_t bytes_ = 0;
 };
+
+thread_local Workspace workspace;
 #endif
 
 void forward(const Arguments& arguments, Address x, Address weight, Address bias, Address y, const Where& where) {
@@ -105,8 +120,7 @@ void forward(const Arguments& arguments, Address x, Address weight, Address bias
 #else
   check.where(where);
   const py::gil_scoped_release release;
-  const Workspace workspace(HWNAS_PICK(dwconv2d_workspace)(shape, where.threads));
-  args.workspace = workspace.get();
+  args.workspace = workspace.of(HWNAS_PICK(dwconv2d_workspace)(shape, where.threads));
   HWNAS_PICK(dwconv2d)(args, where.threads);
 #endif
 }
@@ -133,8 +147,7 @@ void backward(const Arguments& arguments, Address grad, Address x, Address weigh
   (void)partials;
   check.where(where);
   const py::gil_scoped_release release;
-  const Workspace workspace(HWNAS_PICK(dwconv2d_backward_workspace)(shape, where.threads));
-  args.workspace = workspace.get();
+  args.workspace = workspace.of(HWNAS_PICK(dwconv2d_backward_workspace)(shape, where.threads));
   HWNAS_PICK(dwconv2d_backward)(args, where.threads);
 #endif
 }
