@@ -47,9 +47,9 @@ struct Block {
     places += (begin - start) * size.width;
     const std::int64_t positions = (end - begin) * size.width;
     if (Last) {
-      pack_pixels(to, places, from, plan.s.channels, positions, used, rectify);
+      pack_pixels(to, places, from, plan.s.channels, positions, used, rectify, block == 0 ? plan.blocks : 0);
     } else {
-      pack_planes(to, places, from, size.count(), positions, used, rectify);
+      pack_planes(to, places, from, size.count(), positions, used, rectify, plan.blocks * plan.lanes * size.count());
     }
   }
 
@@ -99,9 +99,10 @@ struct Block {
     const std::int64_t rows = at_most(plan.band, s.out.height - top);
     T* to = part_of(y, s.out) + top * s.out.width * (Last ? s.channels : 1);
     for (std::int64_t r = 0; r < rows; ++r) {
+      const Runs runs = inside(tables.all, (top + r) * s.stride.height, s.in.height, buffers.runs);
       correlate_columns(Last ? to + r * s.out.width * s.channels : nullptr, 1,
                         Last ? buffers.result : buffers.result + r * s.out.width * plan.lanes,
-                        buffers.x + r * plan.pitch * plan.lanes, tables.all, nullptr, s.out.width);
+                        buffers.x + r * plan.pitch * plan.lanes, runs, nullptr, s.out.width);
     }
     if (!Last) unpack_planes(to, buffers.result, s.out.count(), rows * s.out.width, used);
   }
@@ -118,7 +119,8 @@ struct Block {
       for (std::int64_t column_phase = 0; column_phase < s.stride.width; ++column_phase) {
         const std::int64_t phase = row_phase * s.stride.width + column_phase;
         const std::int64_t first = tables.first[column_phase], columns = tables.last[column_phase] - first;
-        const Runs runs{tables.of_g + tables.phase[phase], tables.phase[phase + 1] - tables.phase[phase]};
+        const Runs of_phase{tables.of_g + tables.phase[phase], tables.phase[phase + 1] - tables.phase[phase]};
+        const Runs runs = inside(of_phase, top + r, s.out.height, buffers.runs);
         const std::int64_t at = r * plan.pitch + first;
         const std::int64_t column = first * s.stride.width + column_phase - s.padding.width;
         const std::int64_t place = (row - begin) * s.in.width + column;
@@ -132,14 +134,20 @@ struct Block {
   }
 
   void add_gradients(bool of_weight, bool of_bias) const {
-    const Area area{at_most(plan.band, plan.s.out.height - top), plan.s.out.width, plan.pitch, plan.spacing};
-    if (area.rows <= 0) return;
+    const DwConv2dShape& s = plan.s;
+    const std::int64_t bottom = at_most(top + plan.band, s.out.height);
     const Scalar* g = buffers.g + plan.origin * plan.lanes;
     const Run* end = tables.all.begin + tables.all.count;
     for (const Run* run = tables.all.begin; run != end && of_weight; ++run) {
-      some_run_sums(run->count, area, g, buffers.x + run->offset, buffers.sums + run->first * plan.lanes);
+      const std::int64_t first = at_least(top, divide_up(-run->row, s.stride.height));
+      const std::int64_t last = at_most(bottom, divide_up(s.in.height - run->row, s.stride.height));
+      const std::int64_t at = (first - top) * plan.pitch * plan.lanes;
+      some_run_sums(run->count, Area{last - first, s.out.width, plan.pitch, plan.spacing}, g + at,
+                    buffers.x + run->offset + at, buffers.sums + run->first * plan.lanes);
     }
-    if (of_bias) add_up(area, g, buffers.sums + plan.taps * plan.lanes);
+    if (of_bias) {
+      add_up(Area{bottom - top, s.out.width, plan.pitch, plan.spacing}, g, buffers.sums + plan.taps * plan.lanes);
+    }
   }
 };
 

@@ -68,20 +68,22 @@ void store_some(T* to, typename Element<T>::Vector value, std::int64_t count) {
 
 // Copies positions of `count` channels, which are `next` apart in the tensor, to their places.
 template <class T, class Scalar>
-void pack_pixels(Scalar* to, const std::int32_t* places, const T* from, std::int64_t next,
-                 std::int64_t positions, std::int64_t count, bool rectify) {
+void pack_pixels(Scalar* to, const std::int32_t* places, const T* from, std::int64_t next, std::int64_t positions,
+                 std::int64_t count, bool rectify, std::int64_t others) {
   using E = Element<T>;
   using B = Element<Scalar>;
   for (std::int64_t p = 0; p < positions; ++p, from += next) {
+    for (std::int64_t other = 1; other < others; ++other) __builtin_prefetch(from + other * E::lanes, 0, 2);
     const auto value = load_some(from, count);
     B::store(to + places[p] * E::lanes, rectify ? rectified(value) : value);
   }
 }
 
-// The same for `count` planes that are `next` apart. Lanes without a plane become zero.
+// The same for `count` planes that are `next` apart. Lanes without a plane become zero. What comes `ahead` is asked for
+// early: a processor does not see by itself where so many streams go on.
 template <class T, class Scalar>
 void pack_planes(Scalar* to, const std::int32_t* places, const T* from, std::int64_t next, std::int64_t positions,
-                 std::int64_t count, bool rectify) {
+                 std::int64_t count, bool rectify, std::int64_t ahead) {
   using E = Element<T>;
   using B = Element<Scalar>;
   using Vector = typename E::Vector;
@@ -96,6 +98,7 @@ void pack_planes(Scalar* to, const std::int32_t* places, const T* from, std::int
   for (std::int64_t p = 0; p < positions; p += E::lanes) {
     p = at_most(p, positions - E::lanes);  // the last ones may be copied twice
     Vector rows[E::lanes];
+    for (int lane = 0; lane < count; ++lane) __builtin_prefetch(from + lane * next + p + ahead, 0, 2);
 #pragma GCC unroll 16
     for (int lane = 0; lane < E::lanes; ++lane) rows[lane] = lane < count ? E::load(from + lane * next + p) : Vector{};
     transpose(rows);

@@ -115,12 +115,23 @@ struct Run {
   std::int64_t offset;  // of what the first one reads, in numbers
   std::int64_t first;   // its weight
   std::int64_t count;
+  std::int64_t row;  // of the image that they read, from that of the result on
 };
 
 struct Runs {
-  Run* begin;
+  const Run* begin;
   std::int64_t count;
 };
+
+// Those that read rows inside an image of `height` rows, for the result in row `row`. Padding is worth a look: on small
+// images with large kernels it is most of what there is.
+inline Runs inside(const Runs& runs, std::int64_t row, std::int64_t height, Run* kept) {
+  std::int64_t count = 0;
+  for (const Run* run = runs.begin; run != runs.begin + runs.count; ++run) {
+    if (row + run->row >= 0 && row + run->row < height) kept[count++] = *run;
+  }
+  return {kept, count};
+}
 
 // What is read by all threads and written by none of them. The taps of a phase come after each other. To correlate the
 // gradient of the output, everything is in reverse.
@@ -187,10 +198,13 @@ struct Tables {
             if (right % s.stride.width != column) continue;
             const std::int64_t offset = down / s.stride.height * plan.pitch + right / s.stride.width;
             index[tap] = (s.kernel_start.height + i) * s.full_kernel.width + s.kernel_start.width + j;
-            if (length++ % kRun == 0) of_x[runs++] = {(part * plan.plane + offset) * plan.lanes, tap, 0};
+            if (length++ % kRun == 0) {
+              of_x[runs++] = {(part * plan.plane + offset) * plan.lanes, tap, 0, down - s.padding.height};
+            }
             ++of_x[runs - 1].count;
             // Of the last tap so far: it reads the first position.
-            of_g[runs - 1] = {-offset * plan.lanes, plan.taps - 1 - tap, of_x[runs - 1].count};
+            of_g[runs - 1] = {-offset * plan.lanes, plan.taps - 1 - tap, of_x[runs - 1].count,
+                              -(down / s.stride.height)};
             ++tap;
           }
         }
@@ -209,9 +223,11 @@ struct Tables {
     const DwConv2dShape& s = plan.s;
     std::int32_t* to = x_places;
     for (std::int64_t i = 0; i < (plan.band + plan.halo) * s.stride.height; ++i) {
-      for (std::int64_t j = s.padding.width; j < s.in.width + s.padding.width; ++j) {
-        const std::int64_t part = i % s.stride.height * s.stride.width + j % s.stride.width;
-        *to++ = static_cast<std::int32_t>(part * plan.plane + i / s.stride.height * plan.pitch + j / s.stride.width);
+      const std::int64_t begin = i % s.stride.height * s.stride.width * plan.plane + i / s.stride.height * plan.pitch;
+      std::int64_t phase = s.padding.width % s.stride.width, column = s.padding.width / s.stride.width;
+      for (std::int64_t j = 0; j < s.in.width; ++j) {
+        *to++ = static_cast<std::int32_t>(begin + phase * plan.plane + column);
+        if (++phase == s.stride.width) phase = 0, ++column;
       }
     }
     if (!plan.backward) return;
@@ -231,6 +247,7 @@ struct Buffers {
   Scalar* g;       // the padded gradient
   Scalar* sums;    // gradients of the weight for each tap, and of the bias behind them
   Scalar* result;  // of a band, or of a row where the channels come last, on its way to the tensor
+  Run* runs;       // for a row of results
   std::uintptr_t begin;
   std::uintptr_t end;
 
@@ -241,6 +258,7 @@ struct Buffers {
     carver.take(g, plan.backward ? plan.gradient * plan.lanes : 0);
     carver.take(sums, plan.backward ? (plan.taps + 1) * plan.lanes : 0);
     carver.take(result, plan.result * plan.lanes);
+    carver.take(runs, plan.taps);
     end = carver.next;
   }
 

@@ -62,10 +62,10 @@ def dwconv2d(
     The weight may be larger than what is used of it, as it is in a super-net: the first C channels are taken, and of
     each kernel the centre. It is read in place, and its gradient has its full size, zero outside that part.
 
-    The compiled kernel is used where it can be (see `unsupported_reason`) and is the faster one (see `is_faster`),
-    plain PyTorch elsewhere. bfloat16 accumulates in float32. Gradients are the same from run to run and for every
-    number of threads. Gradients of gradients are supported. A value of `x` that is not finite may make the gradient of
-    every tap of its channel NaN.
+    The compiled kernel is used where it can be (see `unsupported_reason`), plain PyTorch elsewhere, and on a CPU for the
+    forward pass of channels-last images without a ReLU, where it is faster. bfloat16 accumulates in float32. Gradients
+    are the same from run to run and for every number of threads. Gradients of gradients are supported. A value of `x`
+    that is not finite may make the gradient of every tap of its channel NaN.
 
     Parameters
     ----------
@@ -111,7 +111,7 @@ def dwconv2d(
     reason = _reason(x, weight, bias, options)
     if reason is not None and not torch.compiler.is_compiling():
         native.warn_if_missing(x.device)
-    if reason is not None or not _is_faster(x, options):
+    if reason is not None:
         return _reference(x, weight, bias, options)
     if torch.compiler.is_compiling():
         return torch.ops.hwnas.dwconv2d(x, weight, bias, *options)  # type: ignore[no-any-return]
@@ -162,42 +162,13 @@ def unsupported_reason(
     return _reason(x, weight, bias, _options(weight, kernel_size, stride, padding, dilation, pre_relu))
 
 
-def is_faster(
-    x: Tensor,
-    weight: Tensor,
-    *,
-    kernel_size: int | Sequence[int] | None = None,
-    stride: int | Sequence[int] = 1,
-    padding: int | Sequence[int] | str = 0,
-    dilation: int | Sequence[int] = 1,
-    pre_relu: bool = False,
-) -> bool:
-    """Tell whether the compiled kernel, where there is one, is faster than PyTorch: forward and backward together.
-
-    The parameters are those of `dwconv2d`. On a CPU PyTorch has fast kernels of its own for 3 x 3 without dilation,
-    which are better for small images and with a stride. There are none for 5 x 5 and for dilated kernels.
-    """
-    return _is_faster(x, _options(weight, kernel_size, stride, padding, dilation, pre_relu))
-
-
-# Measured with AVX-512 on one thread, with planes from 7 x 7 to 32 x 32. A plane of 14 x 14 is the smallest for which
-# copying it pays.
-_SMALL = 14 * 14
-
-
-def _is_faster(x: Tensor, options: _Options) -> bool:
-    known = max(options.kernel_size) <= 3 and options.dilation == (1, 1)
-    small = x.shape[-2] * x.shape[-1] < _SMALL or options.stride != (1, 1)
-    return x.device.type != "cpu" or not (known and small)
-
-
 def _forward_in_torch(x: Tensor, options: _Options, layout: int) -> bool:
-    """Tell whether the forward pass alone is faster in PyTorch. Its lead is small, and a fused ReLU makes up for it."""
-    if x.device.type != "cpu":
-        return False
-    if x.shape[2] * x.shape[3] < _SMALL or options.stride != (1, 1):
-        return True
-    return not options.pre_relu and (layout == 1 or options.kernel_size[0] * options.kernel_size[1] > 9)
+    """Tell whether the forward pass alone is faster in PyTorch.
+
+    Its kernels read channels-last images where they are; the compiled one first copies them, with padding around.
+    Where there is a ReLU, the copy stands in for it. Contiguous images are copied by either.
+    """
+    return x.device.type == "cpu" and layout == 1 and not options.pre_relu
 
 
 def _reason(x: Tensor, weight: Tensor, bias: Tensor | None, options: _Options) -> str | None:
