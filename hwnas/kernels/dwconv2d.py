@@ -62,10 +62,10 @@ def dwconv2d(
     The weight may be larger than what is used of it, as it is in a super-net: the first C channels are taken, and of
     each kernel the centre. It is read in place, and its gradient has its full size, zero outside that part.
 
-    The compiled kernel is used where it can be (see `unsupported_reason`), plain PyTorch elsewhere, and on a CPU for the
-    forward pass of channels-last images without a ReLU, where it is faster. bfloat16 accumulates in float32. Gradients
-    are the same from run to run and for every number of threads. Gradients of gradients are supported. A value of `x`
-    that is not finite may make the gradient of every tap of its channel NaN.
+    The compiled kernel is used where it can be (see `unsupported_reason`). Plain PyTorch is used elsewhere, and on a
+    CPU for the forward pass of channels-last images without a ReLU, where it is faster. bfloat16 accumulates in
+    float32. Gradients are the same from run to run and for every number of threads. Gradients of gradients are
+    supported. A value of `x` that is not finite may make the gradient of every tap of its channel NaN.
 
     Parameters
     ----------
