@@ -11,6 +11,7 @@
 #include "hwnas/dlpack.h"
 #include "hwnas/registry.h"
 
+namespace hwnas::bindings::alike {
 namespace {
 
 namespace py = pybind11;
@@ -128,4 +129,7 @@ HWNAS_BINDING(module) {
              "and device and lie in memory in the same order, contiguous or channels-last; and of a vector of "
              "accumulators on the same device. None when it is not so.");
 }
+
+}  // namespace hwnas::bindings::alike
+
 #endif

@@ -12,6 +12,7 @@
 #include "hwnas/check.h"
 #include "hwnas/registry.h"
 
+namespace hwnas::bindings::dwconv2d {
 namespace {
 
 namespace py = pybind11;
@@ -192,3 +193,5 @@ HWNAS_BINDING(module) {
       py::arg("grad_bias"), py::arg("threads"));
 #endif
 }
+
+}  // namespace hwnas::bindings::dwconv2d

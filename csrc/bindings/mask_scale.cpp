@@ -11,6 +11,7 @@
 #include "hwnas/check.h"
 #include "hwnas/registry.h"
 
+namespace hwnas::bindings::mask_scale {
 namespace {
 
 namespace py = pybind11;
@@ -133,3 +134,5 @@ HWNAS_BINDING(module) {
       py::arg("grad_masks"), py::arg("shape"), py::arg("threads"));
 #endif
 }
+
+}  // namespace hwnas::bindings::mask_scale

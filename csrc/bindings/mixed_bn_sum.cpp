@@ -11,6 +11,7 @@
 #include "hwnas/check.h"
 #include "hwnas/registry.h"
 
+namespace hwnas::bindings::mixed_bn_sum {
 namespace {
 
 namespace py = pybind11;
@@ -31,6 +32,8 @@ struct Arguments {
   Address gamma;  // 0: none
   Address beta;
   std::vector<std::int64_t> shape;  // outer, channels, inner
+  double low;
+  double high;
 };
 
 void check_count(std::size_t found, std::size_t expected, const char* name) {
@@ -86,6 +89,14 @@ class Tensors {
     in.eps = eps_.data();
     in.gamma = optional(given.gamma, scalar, "gamma");
     in.beta = optional(given.beta, scalar, "beta");
+    in.low = given.low;
+    in.high = given.high;
+    if (!(in.low < in.high)) {
+      check.fail("low is " + std::to_string(in.low) + " and high " + std::to_string(in.high) + ", expected low < high");
+    }
+    if (in.clamped() && (count != 1 || normalised_[0] == 0)) {
+      check.fail("low and high need one tensor, normalised; got " + std::to_string(count));
+    }
     in.count = static_cast<std::int64_t>(count);
     in.outer = given.shape[0];
     in.channels = given.shape[1];
@@ -159,12 +170,13 @@ void backward(const Arguments& given, Address grad, Address means, Address varia
 // What both passes take first, as parameters and by name.
 #define HWNAS_GIVEN                                                                                \
   int dtype, Address weights, const Addresses &tensors, const std::vector<bool>&normalised,        \
-      const std::vector<double>&eps, Address gamma, Address beta, const std::vector<std::int64_t>&shape
+      const std::vector<double>&eps, Address gamma, Address beta, const std::vector<std::int64_t>&shape, double low,  \
+      double high
 #define HWNAS_ARGUMENTS \
-  Arguments { dtype, weights, tensors, normalised, eps, gamma, beta, shape }
+  Arguments { dtype, weights, tensors, normalised, eps, gamma, beta, shape, low, high }
 #define HWNAS_NAMES                                                                                         \
   py::arg("dtype"), py::arg("weights"), py::arg("tensors"), py::arg("normalised"), py::arg("eps"),          \
-      py::arg("gamma"), py::arg("beta"), py::arg("shape")
+      py::arg("gamma"), py::arg("beta"), py::arg("shape"), py::arg("low"), py::arg("high")
 #define HWNAS_GRADIENTS                                                                                    \
   Address grad, Address means, Address variances, const Addresses &grad_tensors, Address grad_weights,     \
       Address grad_gamma, Address grad_beta
@@ -213,3 +225,5 @@ HWNAS_BINDING(module) {
       HWNAS_NAMES, HWNAS_GRADIENT_NAMES, py::arg("threads"));
 #endif
 }
+
+}  // namespace hwnas::bindings::mixed_bn_sum

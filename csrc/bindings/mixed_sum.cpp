@@ -10,6 +10,7 @@
 #include "hwnas/check.h"
 #include "hwnas/registry.h"
 
+namespace hwnas::bindings::mixed_sum {
 namespace {
 
 namespace py = pybind11;
@@ -135,3 +136,5 @@ HWNAS_BINDING(module) {
       py::arg("grad_weights"), py::arg("size"), py::arg("threads"));
 #endif
 }
+
+}  // namespace hwnas::bindings::mixed_sum

@@ -10,6 +10,7 @@
 #include "hwnas/check.h"
 #include "hwnas/registry.h"
 
+namespace hwnas::bindings::slice_pack {
 namespace {
 
 namespace py = pybind11;
@@ -110,3 +111,5 @@ HWNAS_BINDING(module) {
   bind("slice_pack", pack);
   bind("slice_unpack", unpack);
 }
+
+}  // namespace hwnas::bindings::slice_pack

@@ -1,222 +1,17 @@
 // Compiled once for each instruction set; HWNAS_ISA names the namespace.
-//
-// A tensor is walked in blocks of rows in which the channel of an element depends only on its column, so every inner
-// loop runs over columns, each with parameters of its own, whatever the layout and however small the images are:
-// - images (outer, channels, inner): a row is a channel of one image, or several whole channels where they are small. A
-//   block has all rows of its channels. One thread does everything for it, and finds in its cache what it reads again.
-// - channels last (inner = 1): a row is one or more pixels. Blocks cut through the pixels, and their sums are added up.
-// Neither the blocks nor the order of the sums depends on the number of threads.
+// See channel_blocks.h for how a tensor is walked.
 
 #include "hwnas/mixed_bn_sum.h"
 
-#include <cstdlib>
-
+#include "channel_blocks.h"
 #include "parallel.h"
 #include "vector.h"
 
 namespace hwnas::cpu::HWNAS_ISA {
 namespace {
 
-constexpr std::int64_t kColumns = 1024;   // worked on at a time: parameters and sums of so many stay in the L1 cache
-constexpr std::int64_t kSumColumns = 256;  // the same, where every tensor has parameters
-constexpr std::int64_t kImageRow = 512;    // small channels are joined into rows of about this length
-constexpr std::int64_t kPixelRow = 256;    // the same for pixels
-constexpr std::int64_t kRows = 64;         // added up in the accumulator type; their sums are in double
+constexpr std::int64_t kSumColumns = 256;  // worked on at a time where every tensor has parameters
 constexpr int kSamples = 16;               // elements of a channel whose mean is near enough to shift it by
-constexpr int kUnroll = 4;                 // rows that share the loads of the parameters
-
-constexpr std::int64_t least(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
-
-// Memory for trivial types; zeros.
-template <class T>
-struct Buffer {
-  explicit Buffer(std::int64_t size) : data(static_cast<T*>(std::calloc(static_cast<std::size_t>(size), sizeof(T)))) {
-    if (data == nullptr) std::abort();
-  }
-  ~Buffer() { std::free(data); }
-  Buffer(const Buffer&) = delete;
-  Buffer& operator=(const Buffer&) = delete;
-  T* const data;
-};
-
-// Rows of a tensor in which column j belongs to channel first + j / inner, or to channel j % channels where inner is 1.
-struct Block {
-  std::int64_t offset;  // of the first element in the tensor
-  std::int64_t rows, stride, length;
-  std::int64_t first, channels, inner;
-};
-
-struct Blocks {
-  explicit Blocks(const MixedBnTensors& in)
-      : outer(in.outer), channels(in.channels), inner(in.inner), last(in.inner == 1) {
-    joined = (last ? kPixelRow / channels : kImageRow / inner);
-    joined = joined < 1 ? 1 : joined;
-    if (last) {
-      whole = (outer / joined + kRows - 1) / kRows;
-      count = whole + (outer % joined > 0);
-    } else {
-      joined = least(joined, channels);
-      count = (channels + joined - 1) / joined;
-    }
-  }
-
-  Block operator[](std::int64_t i) const {
-    if (!last) {
-      const std::int64_t first = i * joined;
-      const std::int64_t some = least(joined, channels - first);
-      return {first * inner, outer, channels * inner, some * inner, first, some, inner};
-    }
-    const std::int64_t row = joined * channels;
-    if (i == whole) return {outer / joined * row, 1, row, outer % joined * channels, 0, channels, 1};
-    return {i * kRows * row, least(kRows, outer / joined - i * kRows), row, row, 0, channels, 1};
-  }
-
-  std::int64_t outer, channels, inner;
-  bool last;            // the channels
-  std::int64_t joined;  // channels or pixels in a row
-  std::int64_t whole;   // blocks of whole rows; behind them the pixels that fill no row
-  std::int64_t count;
-};
-
-// --- loops over the elements of a block ---------------------------------------------------------------------------
-
-template <int N>
-struct Int {
-  static constexpr int value = N;
-};
-
-// A vector of elements, and the end of a row that fills no vector.
-template <class T>
-struct Whole {
-  using E = Element<T>;
-  typename E::Vector load(const T* p) const { return E::load(p); }
-  void store(T* p, typename E::Vector value) const { E::store(p, value); }
-};
-
-template <class T>
-struct Part {
-  using E = Element<T>;
-  std::int64_t size;
-  typename E::Vector load(const T* p) const {
-    T part[E::lanes] = {};
-    std::memcpy(part, p, static_cast<std::size_t>(size) * sizeof(T));
-    return E::load(part);
-  }
-  void store(T* p, typename E::Vector value) const {
-    T part[E::lanes];
-    E::store(part, value);
-    std::memcpy(p, part, static_cast<std::size_t>(size) * sizeof(T));
-  }
-};
-
-// Calls body(Int<rows together>, access, row, column) for all elements of `rows` rows.
-template <class T, class Body>
-void for_each_vector(std::int64_t rows, std::int64_t columns, const Body& body) {
-  constexpr int lanes = Element<T>::lanes;
-  const auto some_rows = [&](auto together, std::int64_t row) {
-    std::int64_t column = 0;
-    for (; column + lanes <= columns; column += lanes) body(together, Whole<T>{}, row, column);
-    if (column < columns) body(together, Part<T>{columns - column}, row, column);
-  };
-  std::int64_t row = 0;
-  for (; row + kUnroll <= rows; row += kUnroll) some_rows(Int<kUnroll>{}, row);
-  for (; row < rows; ++row) some_rows(Int<1>{}, row);
-}
-
-// Values of columns, for vectors that may reach beyond the last one.
-template <class S>
-struct Columns {
-  static constexpr int lanes = Element<S>::lanes;
-  alignas(kVectorBytes) S values[kColumns + lanes];
-  typename Element<S>::Vector load(std::int64_t column) const { return Element<S>::load(values + column); }
-  void store(std::int64_t column, typename Element<S>::Vector value) { Element<S>::store(values + column, value); }
-  void clear(std::int64_t columns) { std::memset(values, 0, static_cast<std::size_t>(columns + lanes) * sizeof(S)); }
-};
-
-// Calls use(column, size, channel) for every run of columns, counted from `begin`: columns of one channel or, where the
-// channels are last, of consecutive ones.
-template <class Use>
-void for_each_run(const Block& block, std::int64_t begin, std::int64_t columns, const Use& use) {
-  if (block.inner == 1) {
-    std::int64_t channel = begin % block.channels;
-    for (std::int64_t column = 0, size; column < columns; column += size, channel = 0) {
-      size = least(block.channels - channel, columns - column);
-      use(column, size, channel);
-    }
-    return;
-  }
-  std::int64_t channel = begin / block.inner;
-  std::int64_t size = block.inner - begin % block.inner;
-  for (std::int64_t column = 0; column < columns; column += size, size = block.inner) {
-    size = least(size, columns - column);
-    use(column, size, block.first + channel++);
-  }
-}
-
-template <class From, class To>
-void expand(const Block& block, std::int64_t begin, std::int64_t columns, const From* of_channel, To* values) {
-  for_each_run(block, begin, columns, [&](std::int64_t column, std::int64_t size, std::int64_t channel) {
-    const From* from = of_channel + channel;
-    To* to = values + column;
-    if (block.inner == 1) {
-      for (std::int64_t i = 0; i < size; ++i) to[i] = static_cast<To>(from[i]);
-    } else {
-      const To value = static_cast<To>(*from);
-      for (std::int64_t i = 0; i < size; ++i) to[i] = value;
-    }
-  });
-}
-
-template <class S>
-double sum(const S* values, std::int64_t size) {
-  using E = Element<S>;
-  typename E::Vector vector = {};
-  std::int64_t i = 0;
-  for (; i + E::lanes <= size; i += E::lanes) vector += E::load(values + i);
-  double total = 0;
-  if (i > 0) {
-    for (int lane = 0; lane < E::lanes; ++lane) total += vector[lane];
-  }
-  for (; i < size; ++i) total += values[i];
-  return total;
-}
-
-// Adds two sums over each channel of a block to `first` and `second`. terms(access, i, centre, a, b) adds the vector at
-// i to both, given what to subtract from its elements.
-template <class S, class T, class Terms>
-void add_sums(const Block& block, const S* centres, double* first, double* second, const Terms& terms) {
-  Columns<S> centre, a, b;
-  for (std::int64_t begin = 0; begin < block.length; begin += kColumns) {
-    const std::int64_t columns = least(kColumns, block.length - begin);
-    centre.clear(columns);
-    expand(block, begin, columns, centres, centre.values);
-    for (std::int64_t top = 0; top < block.rows; top += kRows) {
-      a.clear(columns);
-      b.clear(columns);
-      for_each_vector<T>(least(kRows, block.rows - top), columns,
-                         [&](auto together, const auto& access, std::int64_t row, std::int64_t column) {
-                           const std::int64_t at = block.offset + (top + row) * block.stride + begin + column;
-                           const auto shift = centre.load(column);
-                           auto sum_a = a.load(column);
-                           auto sum_b = b.load(column);
-                           for (int u = 0; u < together.value; ++u) {
-                             terms(access, at + u * block.stride, shift, sum_a, sum_b);
-                           }
-                           a.store(column, sum_a);
-                           b.store(column, sum_b);
-                         });
-      for_each_run(block, begin, columns, [&](std::int64_t column, std::int64_t size, std::int64_t channel) {
-        if (block.inner == 1) {
-          for (std::int64_t i = 0; i < size; ++i) first[channel + i] += a.values[column + i];
-          for (std::int64_t i = 0; i < size; ++i) second[channel + i] += b.values[column + i];
-        } else {
-          first[channel] += sum(a.values + column, size);
-          second[channel] += sum(b.values + column, size);
-        }
-      });
-    }
-  }
-}
 
 // --- what is computed of a channel of one tensor ------------------------------------------------------------------
 
@@ -243,11 +38,17 @@ void put(void* table, std::int64_t i, double value) {
   if (table != nullptr) static_cast<S*>(table)[i] = static_cast<S>(value);
 }
 
+// scale * (y - centre) + shift. The centre is the mean as a Scalar; what that lacks is part of the shift.
+struct Affine {
+  double scale, shift;
+};
+
 template <class T>
 struct Pass {
   using S = typename Element<T>::Scalar;
 
-  explicit Pass(const MixedBnTensors& tensors) : in(tensors), blocks(tensors), n(double(in.outer * in.inner)) {}
+  explicit Pass(const MixedBnTensors& tensors)
+      : in(tensors), blocks(in.outer, in.channels, in.inner), n(double(in.outer * in.inner)) {}
 
   const T* tensor(std::int64_t k) const { return static_cast<const T*>(in.tensors[k]); }
   double weight(std::int64_t k) const { return static_cast<double>(static_cast<const S*>(in.weights)[k]); }
@@ -255,6 +56,12 @@ struct Pass {
   double gamma(std::int64_t i) const { return at<S>(in.gamma, i, 1); }
   double beta(std::int64_t i) const { return at<S>(in.beta, i, 0); }
   std::int64_t table_size() const { return in.count * in.channels; }
+
+  // What normalising the entry of a table with weight and statistics amounts to.
+  Affine affine(std::int64_t k, std::int64_t i, double mean, double variance) const {
+    const double scale = weight(k) * gamma(i) / __builtin_sqrt(variance + in.eps[k]);
+    return {scale, weight(k) * beta(i) - scale * (mean - static_cast<double>(static_cast<S>(mean)))};
+  }
   int threads(int wanted) const {
     return in.count * in.outer * in.channels * in.inner < kSerialBelow ? 1 : wanted;
   }
@@ -308,6 +115,23 @@ struct Pass {
   const double n;
 };
 
+// Comparisons of which NaN passes unchanged, and so does its gradient, as in PyTorch.
+template <class S>
+struct Clamp {
+  using V = typename Element<S>::Vector;
+
+  explicit Clamp(const MixedBnTensors& in)
+      : low(V{} + static_cast<S>(in.low)), high(V{} + static_cast<S>(in.high)) {}
+
+  V operator()(V value) const {
+    value = value < low ? low : value;
+    return value > high ? high : value;
+  }
+  V gradient(V value, V grad) const { return (value <= low) | (value >= high) ? V{} : grad; }
+
+  const V low, high;
+};
+
 // --- forward ------------------------------------------------------------------------------------------------------
 
 template <class T>
@@ -316,7 +140,7 @@ void forward(const MixedBnSum& args, int threads) {
   const Pass<T> pass(args.in);
   const std::int64_t count = args.in.count;
   const std::int64_t channels = args.in.channels;
-  // out = sum_k scale * (y - centre) + shift. The centre is the mean as a Scalar; what that lacks is part of the shift.
+  // out = sum_k scale * (y - centre) + shift
   const Buffer<S> scales(pass.table_size()), centres(pass.table_size());
   const Buffer<double> shifts(channels);
 
@@ -329,30 +153,33 @@ void forward(const MixedBnSum& args, int threads) {
         near[c] = static_cast<S>(near_mean(args.in, y, c));
       }
     }
-    add_sums<S, T>(block, near, first, second, [&](const auto& access, std::int64_t i, auto shift, auto& a, auto& b) {
-      const auto d = access.load(y + i) - shift;
-      a += d;
-      b += d * d;
-    });
+    const S* const tables[] = {near};
+    add_sums<S, T>(block, tables, first, second,
+                   [&](const auto& access, std::int64_t i, const auto& parameters, auto& a, auto& b) {
+                     const auto d = access.load(y + i) - parameters[0];
+                     a += d;
+                     b += d * d;
+                   });
   };
   const auto finish = [&](std::int64_t k, std::int64_t c, double first, double second) {
     const std::int64_t i = k * channels + c;
     double mean = 0;
     double variance = 0;
-    double scale = pass.weight(k);
+    Affine affine{pass.weight(k), 0};
     if (normalised(k)) {
       mean = static_cast<double>(centres.data[i]) + first / pass.n;
       variance = (second - first / pass.n * first) / pass.n;
       if (variance < 0) variance = 0;
-      shifts.data[c] += scale * pass.beta(i);
-      scale *= pass.gamma(i) / __builtin_sqrt(variance + args.in.eps[k]);
+      affine = pass.affine(k, i, mean, variance);
     }
     args.means[i] = mean;
     args.variances[i] = variance;
-    scales.data[i] = static_cast<S>(scale);
+    scales.data[i] = static_cast<S>(affine.scale);
     centres.data[i] = static_cast<S>(mean);
-    shifts.data[c] -= scale * (mean - static_cast<double>(centres.data[i]));
+    shifts.data[c] += affine.shift;
   };
+  const bool clamped = args.in.clamped();
+  const Clamp<S> clamp(args.in);
   const auto use_all = [&](const Block& block) {
     constexpr std::int64_t lanes = Element<S>::lanes;
     constexpr std::int64_t width = kSumColumns + lanes;
@@ -380,6 +207,7 @@ void forward(const MixedBnSum& args, int threads) {
                              }
                            }
                            for (int u = 0; u < together.value; ++u) {
+                             if (clamped) total[u] = clamp(total[u]);
                              access.store(static_cast<T*>(args.out) + i + u * block.stride, total[u]);
                            }
                          });
@@ -406,9 +234,17 @@ void backward(const MixedBnSumBackward& args, int threads) {
   const T* g = static_cast<const T*>(args.grad);
   // grad_tensor = scale * grad + slope * (y - centre) + shift
   const std::int64_t size = pass.table_size();
-  const Buffer<S> scales(size), centres(size), slopes(size), shifts(size);
+  const Buffer<S> scales(size), centres(size), slopes(size), shifts(size), forward_shifts(size);
   const Buffer<double> of_weights(size);
-  for (std::int64_t i = 0; i < size; ++i) centres.data[i] = static_cast<S>(args.means[i]);
+  for (std::int64_t i = 0; i < size; ++i) {
+    centres.data[i] = static_cast<S>(args.means[i]);
+    if (args.in.normalised[i / channels] == 0) continue;
+    const Affine affine = pass.affine(i / channels, i, args.means[i], args.variances[i]);
+    scales.data[i] = static_cast<S>(affine.scale);
+    forward_shifts.data[i] = static_cast<S>(affine.shift);
+  }
+  const bool clamped = args.in.clamped();
+  const Clamp<S> clamp(args.in);
 
   const auto wanted = [&](std::int64_t k) {
     if (args.grad_weights != nullptr) return true;
@@ -417,11 +253,24 @@ void backward(const MixedBnSumBackward& args, int threads) {
   };
   const auto sums = [&](const Block& block, std::int64_t k, double* first, double* second) {
     const T* y = pass.tensor(k);
-    add_sums<S, T>(block, centres.data + k * channels, first, second,
-                   [&](const auto& access, std::int64_t i, auto centre, auto& a, auto& b) {
+    const std::int64_t table = k * channels;
+    if (clamped) {
+      const S* const tables[] = {centres.data + table, scales.data + table, forward_shifts.data + table};
+      add_sums<S, T>(block, tables, first, second,
+                     [&](const auto& access, std::int64_t i, const auto& parameters, auto& a, auto& b) {
+                       const auto d = access.load(y + i) - parameters[0];
+                       const auto grad = clamp.gradient(parameters[2] + parameters[1] * d, access.load(g + i));
+                       a += grad;
+                       b += grad * d;
+                     });
+      return;
+    }
+    const S* const tables[] = {centres.data + table};
+    add_sums<S, T>(block, tables, first, second,
+                   [&](const auto& access, std::int64_t i, const auto& parameters, auto& a, auto& b) {
                      const auto grad = access.load(g + i);
                      a += grad;
-                     b += grad * (access.load(y + i) - centre);
+                     b += grad * (access.load(y + i) - parameters[0]);
                    });
   };
   const auto finish = [&](std::int64_t k, std::int64_t c, double sum_grad, double product) {
@@ -437,9 +286,8 @@ void backward(const MixedBnSumBackward& args, int threads) {
     const double missing = args.means[i] - static_cast<double>(centres.data[i]);
     product -= missing * sum_grad;
     const double inverse = 1 / __builtin_sqrt(args.variances[i] + args.in.eps[k]);
-    const double scale = weight * pass.gamma(i) * inverse;
+    const double scale = pass.affine(k, i, args.means[i], args.variances[i]).scale;
     const double slope = -scale * inverse * inverse * product / pass.n;
-    scales.data[i] = static_cast<S>(scale);
     slopes.data[i] = static_cast<S>(slope);
     shifts.data[i] = static_cast<S>(-scale * sum_grad / pass.n - slope * missing);
     of_weights.data[i] = pass.gamma(i) * inverse * product + pass.beta(i) * sum_grad;
@@ -451,13 +299,14 @@ void backward(const MixedBnSumBackward& args, int threads) {
     if (gy == nullptr) return;
     const bool normalised = args.in.normalised[k] != 0;
     const T* y = normalised ? pass.tensor(k) : nullptr;
-    Columns<S> scale, centre, slope, shift;
+    Columns<S> scale, centre, slope, shift, forward_shift;
     for (std::int64_t begin = 0; begin < block.length; begin += kColumns) {
       const std::int64_t columns = least(kColumns, block.length - begin);
       expand(block, begin, columns, scales.data + k * channels, scale.values);
       expand(block, begin, columns, centres.data + k * channels, centre.values);
       expand(block, begin, columns, slopes.data + k * channels, slope.values);
       expand(block, begin, columns, shifts.data + k * channels, shift.values);
+      if (clamped) expand(block, begin, columns, forward_shifts.data + k * channels, forward_shift.values);
       for_each_vector<T>(block.rows, columns,
                          [&](auto together, const auto& access, std::int64_t row, std::int64_t column) {
                            const std::int64_t first = block.offset + row * block.stride + begin + column;
@@ -472,9 +321,13 @@ void backward(const MixedBnSumBackward& args, int threads) {
                            const auto b = slope.load(column);
                            const auto m = centre.load(column);
                            const auto c = shift.load(column);
+                           const auto d = clamped ? forward_shift.load(column) : c;
                            for (int u = 0; u < together.value; ++u) {
                              const std::int64_t i = first + u * block.stride;
-                             access.store(gy + i, a * access.load(g + i) + (b * (access.load(y + i) - m) + c));
+                             const auto centred = access.load(y + i) - m;
+                             auto grad = access.load(g + i);
+                             if (clamped) grad = clamp.gradient(d + a * centred, grad);
+                             access.store(gy + i, a * grad + (b * centred + c));
                            }
                          });
     }

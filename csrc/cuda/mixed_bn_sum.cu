@@ -24,7 +24,7 @@ constexpr int kThreads = kLanes * kWarps;
 constexpr int kTerms = 32;           // about as many are added up by one thread
 constexpr std::int64_t kMaxParts = 1024;
 constexpr int kSamples = 16;         // elements of a channel whose mean is near enough to shift it by
-constexpr int kTables = 4;
+constexpr int kTables = 5;
 constexpr unsigned kMaxBlocks = 1 << 20;
 
 template <class T, int N>
@@ -46,6 +46,8 @@ struct Shared {
   const void* beta;
   int count;
   std::int64_t outer, channels, inner;
+  double low, high;
+  bool clamped;
   std::int64_t parts, rows;  // rows of `outer` in a part
   std::int64_t columns;      // sums of a part: channels, or channels * inner
   double* sums;              // 2 * count * parts * columns
@@ -75,13 +77,39 @@ __device__ Acc<T> near_mean(const Shared& shared, const T* y, std::int64_t chann
   return std::isfinite(total) ? static_cast<Acc<T>>(total / kSamples) : Acc<T>(0);
 }
 
+// What normalising channel i (counted over all tensors) with weight and statistics amounts to:
+// scale * (y - centre) + shift. What the centre lacks of the mean is part of the shift.
+struct Affine {
+  double scale, shift;
+};
+
+template <class A>
+__device__ Affine affine_of(const Shared& shared, int k, std::int64_t i, double mean, double variance) {
+  const double weight = static_cast<const A*>(shared.weights)[k];
+  const double scale = weight * at<A>(shared.gamma, i, 1) / std::sqrt(variance + shared.eps[k]);
+  return {scale, weight * at<A>(shared.beta, i, 0) - scale * (mean - static_cast<double>(static_cast<A>(mean)))};
+}
+
+// Comparisons of which NaN passes unchanged, and so does its gradient, as in PyTorch.
+template <class A>
+__device__ A clamp(const Shared& shared, A value) {
+  const A low = static_cast<A>(shared.low), high = static_cast<A>(shared.high);
+  return value < low ? low : value > high ? high : value;
+}
+
+template <class A>
+__device__ A through_clamp(const Shared& shared, A value, A grad) {
+  return value <= static_cast<A>(shared.low) || value >= static_cast<A>(shared.high) ? A(0) : grad;
+}
+
 // --- 1: sums of parts ---------------------------------------------------------------------------------------------
 // Forward: of d = y - near and of d * d. Backward: of the gradient and of its product with y - mean.
 // Block (x, y, z): channel or tile of columns, part, tensor.
 
 template <class T, bool Planes, bool Backward>
 __global__ void __launch_bounds__(kThreads)
-    sum_kernel(const __grid_constant__ Shared shared, const T* __restrict__ grad, const double* __restrict__ means) {
+    sum_kernel(const __grid_constant__ Shared shared, const T* __restrict__ grad, const double* __restrict__ means,
+               const double* __restrict__ variances) {
   const int k = blockIdx.z;
   if (!shared.summed[k]) return;
   const T* __restrict__ y = static_cast<const T*>(shared.tensors[k]);
@@ -98,10 +126,18 @@ __global__ void __launch_bounds__(kThreads)
     const std::int64_t channel = Planes ? column : column / shared.inner;
     const Acc<T> centre =
         Backward ? static_cast<Acc<T>>(means[k * shared.channels + channel]) : near_mean<T>(shared, y, channel);
+    Acc<T> scale = 0, shift = 0;
+    if (Backward && shared.clamped) {
+      const std::int64_t i = k * shared.channels + channel;
+      const Affine affine = affine_of<Acc<T>>(shared, k, i, means[i], variances[i]);
+      scale = static_cast<Acc<T>>(affine.scale);
+      shift = static_cast<Acc<T>>(affine.shift);
+    }
     const auto add = [&](std::int64_t i) {
       const Acc<T> d = widen(y[i]) - centre;
       if (Backward) {
-        const Acc<T> g = widen(grad[i]);
+        Acc<T> g = widen(grad[i]);
+        if (shared.clamped) g = through_clamp(shared, shift + scale * d, g);
         a += g;
         b += g * d;
       } else {
@@ -167,10 +203,9 @@ __global__ void __launch_bounds__(kThreads)
   if (i >= shared.count * shared.channels) return;
   const int k = static_cast<int>(i / shared.channels);
   const std::int64_t channel = i % shared.channels;
-  double scale = static_cast<const A*>(shared.weights)[k];
   double mean = 0;
   double variance = 0;
-  double shift = 0;
+  Affine affine{static_cast<double>(static_cast<const A*>(shared.weights)[k]), 0};
   if (shared.normalised[k]) {
     const Sums total = total_of(shared, k, channel);
     const double n = static_cast<double>(shared.outer * shared.inner);
@@ -178,19 +213,17 @@ __global__ void __launch_bounds__(kThreads)
     mean = static_cast<double>(near) + total.first / n;
     variance = (total.second - total.first / n * total.first) / n;
     if (variance < 0) variance = 0;
-    shift = scale * at<A>(shared.beta, i, 0);
-    scale *= at<A>(shared.gamma, i, 1) / std::sqrt(variance + shared.eps[k]);
+    affine = affine_of<A>(shared, k, i, mean, variance);
   }
   means[i] = mean;
   variances[i] = variance;
-  const A centre = static_cast<A>(mean);
-  entry<A>(shared, 0, i) = static_cast<A>(scale);
-  entry<A>(shared, 1, i) = centre;
-  // What the centre lacks of the mean is part of the shift.
-  entry<A>(shared, 2, i) = static_cast<A>(shift - scale * (mean - static_cast<double>(centre)));
+  entry<A>(shared, 0, i) = static_cast<A>(affine.scale);
+  entry<A>(shared, 1, i) = static_cast<A>(mean);
+  entry<A>(shared, 2, i) = static_cast<A>(affine.shift);
 }
 
-// Tables: 0 scale, 1 centre, 2 slope, 3 shift; grad_tensor = scale * grad + slope * (y - centre) + shift.
+// Tables: 0 scale, 1 centre, 2 slope, 3 shift; grad_tensor = scale * grad + slope * (y - centre) + shift. 4 is the shift
+// of the forward pass.
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     backward_tables_kernel(const __grid_constant__ Shared shared, const double* __restrict__ means,
@@ -205,6 +238,7 @@ __global__ void __launch_bounds__(kThreads)
   double scale = weight;
   double slope = 0;
   double shift = 0;
+  double forward_shift = 0;
   double of_weights = total.second;
   double of_gamma = 0;
   double of_beta = 0;
@@ -214,7 +248,9 @@ __global__ void __launch_bounds__(kThreads)
     const double product = total.second - missing * total.first;
     const double inverse = 1 / std::sqrt(variances[i] + shared.eps[k]);
     const double gamma = at<A>(shared.gamma, i, 1);
-    scale = weight * gamma * inverse;
+    const Affine affine = affine_of<A>(shared, k, i, means[i], variances[i]);
+    scale = affine.scale;
+    forward_shift = affine.shift;
     slope = -scale * inverse * inverse * product / n;
     shift = -scale * total.first / n - slope * missing;
     of_gamma = weight * inverse * product;
@@ -225,6 +261,7 @@ __global__ void __launch_bounds__(kThreads)
   entry<A>(shared, 1, i) = centre;
   entry<A>(shared, 2, i) = static_cast<A>(slope);
   entry<A>(shared, 3, i) = static_cast<A>(shift);
+  entry<A>(shared, 4, i) = static_cast<A>(forward_shift);
   shared.of_weights[i] = of_weights;
   if (grad_gamma != nullptr) static_cast<A*>(grad_gamma)[i] = static_cast<A>(of_gamma);
   if (grad_beta != nullptr) static_cast<A*>(grad_beta)[i] = static_cast<A>(of_beta);
@@ -277,7 +314,9 @@ __global__ void __launch_bounds__(kThreads)
     }
     Pack<T, N> result;
 #pragma unroll
-    for (int n = 0; n < N; ++n) result.lane[n] = narrow<T>(total[n]);
+    for (int n = 0; n < N; ++n) {
+      result.lane[n] = narrow<T>(shared.clamped ? clamp(shared, total[n]) : total[n]);
+    }
     reinterpret_cast<Pack<T, N>*>(out)[pack] = result;
   }
 }
@@ -305,9 +344,14 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
       for (int n = 0; n < N; ++n) {
         const std::int64_t i = channel + n * step;
-        A value = entry<A>(shared, 0, i) * widen(g.lane[n]);
+        const A scale = entry<A>(shared, 0, i);
+        A value = scale * widen(g.lane[n]);
         if (shared.normalised[k]) {
-          value += entry<A>(shared, 2, i) * (widen(y.lane[n]) - entry<A>(shared, 1, i)) + entry<A>(shared, 3, i);
+          const A d = widen(y.lane[n]) - entry<A>(shared, 1, i);
+          if (shared.clamped) {
+            value = scale * through_clamp(shared, entry<A>(shared, 4, i) + scale * d, static_cast<A>(widen(g.lane[n])));
+          }
+          value += entry<A>(shared, 2, i) * d + entry<A>(shared, 3, i);
         }
         result.lane[n] = narrow<T>(value);
       }
@@ -359,6 +403,9 @@ Shared make_shared(const MixedBnTensors& in, double* workspace) {
   shared.outer = in.outer;
   shared.channels = in.channels;
   shared.inner = in.inner;
+  shared.low = in.low;
+  shared.high = in.high;
+  shared.clamped = in.clamped();
   shared.parts = division.parts;
   shared.rows = division.rows;
   shared.columns = division.columns;
@@ -375,15 +422,16 @@ bool packed(const MixedBnTensors& in, bool aligned) {
 }
 
 template <class T, bool Backward>
-void sum_parts(const Shared& shared, const T* grad, const double* means, cudaStream_t stream) {
+void sum_parts(const Shared& shared, const T* grad, const double* means, const double* variances,
+               cudaStream_t stream) {
   const bool planes = are_planes(shared.inner);
   const std::int64_t across = planes ? shared.channels : (shared.columns + kLanes - 1) / kLanes;
   const dim3 grid(static_cast<unsigned>(across), static_cast<unsigned>(shared.parts),
                   static_cast<unsigned>(shared.count));
   if (planes) {
-    sum_kernel<T, true, Backward><<<grid, kThreads, 0, stream>>>(shared, grad, means);
+    sum_kernel<T, true, Backward><<<grid, kThreads, 0, stream>>>(shared, grad, means, variances);
   } else {
-    sum_kernel<T, false, Backward><<<grid, kThreads, 0, stream>>>(shared, grad, means);
+    sum_kernel<T, false, Backward><<<grid, kThreads, 0, stream>>>(shared, grad, means, variances);
   }
   check("launch of the sums");
 }
@@ -403,7 +451,7 @@ void forward(const MixedBnSum& args, double* workspace, cudaStream_t stream) {
     any = any || shared.summed[k];
     aligned = aligned && allows_packs(shared.tensors[k]);
   }
-  if (any) sum_parts<T, false>(shared, nullptr, nullptr, stream);
+  if (any) sum_parts<T, false>(shared, nullptr, nullptr, nullptr, stream);
   const auto table_blocks = static_cast<unsigned>(blocks_for(shared.count * shared.channels));
   forward_tables_kernel<T><<<table_blocks, kThreads, 0, stream>>>(shared, args.means, args.variances);
   check("launch of the statistics");
@@ -431,7 +479,7 @@ void backward(const MixedBnSumBackward& args, double* workspace, cudaStream_t st
     any_output = any_output || outputs.at[k] != nullptr;
     aligned = aligned && allows_packs(shared.tensors[k]) && allows_packs(outputs.at[k]);
   }
-  if (any_sum) sum_parts<T, true>(shared, grad, args.means, stream);
+  if (any_sum) sum_parts<T, true>(shared, grad, args.means, args.variances, stream);
   const auto table_blocks = static_cast<unsigned>(blocks_for(shared.count * shared.channels));
   backward_tables_kernel<T><<<table_blocks, kThreads, 0, stream>>>(shared, args.means, args.variances, args.grad_gamma,
                                                                    args.grad_beta);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hwnas.kernels.bn_clamp import bn_clamp, bn_clamp_reference
 from hwnas.kernels.dwconv2d import dwconv2d, dwconv2d_reference
 from hwnas.kernels.mask_scale import mask_scale, mask_scale_reference
 from hwnas.kernels.mixed_bn_sum import mixed_bn_sum, mixed_bn_sum_reference
@@ -10,6 +11,8 @@ from hwnas.kernels.native import describe
 from hwnas.kernels.slice_pack import slice_pack, slice_unpack
 
 __all__ = [
+    "bn_clamp",
+    "bn_clamp_reference",
     "describe",
     "dwconv2d",
     "dwconv2d_reference",

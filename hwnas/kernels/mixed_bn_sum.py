@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -260,6 +261,9 @@ def _check(weights: Tensor, tensors: Sequence[Tensor], norms: _Norms) -> None:
 # --- the compiled kernels -----------------------------------------------------------------------------------
 
 
+_UNCLAMPED = -math.inf, math.inf  # bounds of the sum, which `bn_clamp` sets for one tensor
+
+
 def _extents(x: Tensor, layout: int) -> list[int]:
     """Return how a tensor of this layout lies in memory: what is outside, channels, what is inside of them."""
     n, channels = x.shape[:2]
@@ -303,6 +307,7 @@ def _native_forward(weights: Tensor, tensors: Sequence[Tensor], norms: _Norms, l
         _address(gamma),
         _address(beta),
         extents,
+        *_UNCLAMPED,
         out.data_ptr(),
         means.data_ptr(),
         variances.data_ptr(),
@@ -344,6 +349,7 @@ def _native_backward(
         _address(gamma),
         _address(beta),
         extents,
+        *_UNCLAMPED,
         grad.data_ptr(),
         means.data_ptr(),
         variances.data_ptr(),

@@ -7,11 +7,9 @@ compute. A frozen member has the class of PyTorch again.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.modules.module import _has_any_global_hook
 
 from hwnas.kernels.dwconv2d import dwconv2d
 
@@ -74,46 +72,6 @@ def is_observed(module: nn.Module) -> bool:
         or module._compiled_call_impl is not None
         or "forward" in vars(module)
     )
-
-
-def run_fused(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    """Call a module; in a `torch.nn.Sequential` a ReLU and the depthwise convolution behind it run as one.
-
-    Parameters
-    ----------
-    module : torch.nn.Module
-        A candidate.
-    *args, **kwargs
-        What it reads.
-    """
-    if type(module) is not nn.Sequential or len(args) != 1 or kwargs:
-        return module(*args, **kwargs)
-    if is_observed(module) or _has_any_global_hook():
-        return module(*args, **kwargs)
-    return run_in_order(list(module), args[0])
-
-
-def run_in_order(modules: Sequence[nn.Module], x: Any) -> Any:
-    """Call modules one after the other, a ReLU and the depthwise convolution behind it as one.
-
-    Parameters
-    ----------
-    modules : sequence of torch.nn.Module
-        As a `torch.nn.Sequential` without hooks holds them, while there are no hooks on all modules.
-    x : Any
-        Input of the first.
-    """
-    position = 0
-    while position < len(modules):
-        module, following = modules[position], modules[position + 1 : position + 2]
-        conv = following[0] if following else None
-        if isinstance(conv, DepthwiseConv2d) and conv.can_follow(module, x):
-            x = conv.after_relu(x)
-            position += 1
-        else:
-            x = run_fused(module, x)
-        position += 1
-    return x
 
 
 def take_over_depthwise(module: nn.Module, name: str, memo: dict[str, Any], mutate_kwargs: dict[str, Any]) -> bool:

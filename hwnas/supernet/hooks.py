@@ -15,6 +15,7 @@ from hwnas.space import MutableExpression
 from hwnas.supernet.base import BaseSuperNetModule
 from hwnas.supernet.behind_cell import Conv2dBehindCell, LinearBehindCell, refuse_mixed_positions
 from hwnas.supernet.fused import take_over_depthwise
+from hwnas.supernet.fused_sequence import take_over_sequence
 from hwnas.supernet.mixed_attention import MixedMultiheadAttention
 from hwnas.supernet.mixed_batch_norm import MixedBatchNorm1d, MixedBatchNorm2d, MixedBatchNorm3d
 from hwnas.supernet.mixed_cell import MixedCell, MixedFactoryChoice
@@ -40,6 +41,7 @@ MutationHook = Callable[[nn.Module, str, dict[str, Any], dict[str, Any]], Mutati
 _log = logging.getLogger(__name__)
 
 DEFAULT_HOOKS: tuple[MutationHook, ...] = (
+    take_over_sequence,
     take_over_depthwise,
     MixedLayer.mutate,
     MixedInput.mutate,

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.module import _has_any_global_hook
 
-from hwnas.supernet.fused import is_observed, run_in_order
+from hwnas.supernet.fused import is_observed
+from hwnas.supernet.fused_sequence import modules_in_order, run_in_order
 
 
 class BeforeNorm(NamedTuple):
@@ -26,14 +27,9 @@ class BeforeNorm(NamedTuple):
 
 def last_layer(candidate: nn.Module) -> nn.Module:
     """Return the layer that computes the output of a candidate, as far as it is made of `torch.nn.Sequential`."""
-    while modules := _sequence(candidate):
+    while modules := modules_in_order(candidate):
         candidate = modules[-1]
     return candidate
-
-
-def _sequence(candidate: nn.Module) -> list[nn.Module]:
-    """Return the modules that a candidate runs one after the other; none where it is no plain sequence."""
-    return list(candidate) if type(candidate) is nn.Sequential else []
 
 
 def whole_reason(candidate: nn.Module) -> str | None:
@@ -52,7 +48,7 @@ def whole_reason(candidate: nn.Module) -> str | None:
     if _has_any_global_hook():
         return "there are hooks on all modules"
     part = candidate
-    while modules := _sequence(part):
+    while modules := modules_in_order(part):
         if is_observed(part):
             return "there are hooks on it"
         part = modules[-1]
@@ -75,7 +71,7 @@ def whole_reason(candidate: nn.Module) -> str | None:
 
 def run_before_norm(candidate: nn.Module, x: Any) -> BeforeNorm:
     """Run a candidate of which `whole_reason` says nothing, but for its last batch normalisation."""
-    while modules := _sequence(candidate):
+    while modules := modules_in_order(candidate):
         x = run_in_order(modules[:-1], x)
         candidate = modules[-1]
     assert isinstance(candidate, _BatchNorm)

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hwnas.supernet.mixed_operation import MixedOperation, width_mask
+from hwnas.supernet.clamped_norm import Bounds, clamped, clamped_batch_norm
+from hwnas.supernet.mixed_operation import MixedOperation, holds_mixture, width_mask
 
 
 class _MixedBatchNorm(MixedOperation, torch.nn.modules.batchnorm._BatchNorm):
@@ -41,7 +42,24 @@ class _MixedBatchNorm(MixedOperation, torch.nn.modules.batchnorm._BatchNorm):
         mask = width_mask(values["num_features"], x.shape[1], y)
         return y if mask is None else y * mask.view(-1, *[1] * (y.dim() - 2))
 
-    def _normalise(self, x: Tensor, state: dict[str, Tensor], values: dict[str, Any]) -> Tensor:
+    def forward_clamped(self, x: Tensor, bounds: Bounds) -> Tensor:
+        """Run, and clamp the output: together with the activation behind it.
+
+        Parameters
+        ----------
+        x : Tensor, shape (N, C, ...)
+            What to normalise.
+        bounds : Bounds
+            Of the activation.
+        """
+        values = self.present_values()
+        if holds_mixture(values):
+            return clamped(self.forward_mixed(x, values), bounds)
+        return self._normalise(x, self.sliced_state(values), values, bounds)
+
+    def _normalise(
+        self, x: Tensor, state: dict[str, Tensor], values: dict[str, Any], bounds: Bounds | None = None
+    ) -> Tensor:
         self._check_input_dim(x)  # type: ignore[no-untyped-call]
         mean, variance = state.get("running_mean"), state.get("running_var")
         # The momentum of the module where there is none: re-estimating the statistics sets it to None, which stands
@@ -51,16 +69,12 @@ class _MixedBatchNorm(MixedOperation, torch.nn.modules.batchnorm._BatchNorm):
             state["num_batches_tracked"].add_(1)
             if self.momentum is None:
                 momentum = 1.0 / float(state["num_batches_tracked"])
-        return F.batch_norm(
-            x,
-            mean,
-            variance,
-            state.get("weight"),
-            state.get("bias"),
-            self.training or mean is None,
-            momentum,
-            values.get("eps", self.eps),
-        )
+        affine, eps = (state.get("weight"), state.get("bias")), values.get("eps", self.eps)
+        training = self.training or mean is None
+        if bounds is not None and training:
+            return clamped_batch_norm(x, (mean, variance), affine, momentum, eps, bounds)
+        y = F.batch_norm(x, mean, variance, *affine, training, momentum, eps)
+        return y if bounds is None else clamped(y, bounds)
 
 
 class MixedBatchNorm1d(_MixedBatchNorm, torch.nn.BatchNorm1d):

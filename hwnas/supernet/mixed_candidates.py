@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from hwnas.supernet.base import BaseSuperNetModule
-from hwnas.supernet.fused import is_observed, run_fused
+from hwnas.supernet.fused import is_observed
+from hwnas.supernet.fused_sequence import run_fused
 from hwnas.supernet.last_norm import run_before_norm
 from hwnas.supernet.mixture import Mixture
 

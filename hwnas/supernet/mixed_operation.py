@@ -126,11 +126,15 @@ class MixedOperation(BaseSuperNetModule, ParametrizedModule):
         Any
             The output, masked where its width is a mixture.
         """
-        values = {name: map_argument(argument, self.relaxation.value) for name, argument in self.arguments.items()}
+        values = self.present_values()
         x, *others = inputs
-        if any(_holds_mixture(value) for value in values.values()):
+        if holds_mixture(values):
             return self.forward_mixed(x, values, *others, **options)
         return self.forward_sliced(x, values, *others, **options)
+
+    def present_values(self) -> dict[str, Any]:
+        """Return the arguments as the relaxation gives them at present."""
+        return {name: map_argument(argument, self.relaxation.value) for name, argument in self.arguments.items()}
 
     def make_member(self, values: dict[str, Any]) -> nn.Module:
         """Make the PyTorch module that a member has, parameters still to be filled in."""
@@ -230,9 +234,12 @@ def _as_tuple(argument: Any) -> Any:
     return tuple(argument) if isinstance(argument, list) else argument
 
 
-def _holds_mixture(value: Any) -> bool:
+def holds_mixture(value: Any) -> bool:
+    """Tell whether a mixture is among arguments."""
+    if isinstance(value, dict):
+        return any(holds_mixture(part) for part in value.values())
     if isinstance(value, tuple | list):
-        return any(_holds_mixture(part) for part in value)
+        return any(holds_mixture(part) for part in value)
     return isinstance(value, Mixture)
 
 

@@ -22,7 +22,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hwnas.kernels import mask_scale, mixed_bn_sum, mixed_sum, native, slice_pack
+from hwnas.kernels import bn_clamp, mask_scale, mixed_bn_sum, mixed_sum, native, slice_pack
 from hwnas.kernels.dwconv2d import dwconv2d
 
 ROOT = Path(__file__).parents[2]
@@ -125,6 +125,10 @@ def normalised_mixture(w: Tensor, gamma: Tensor, beta: Tensor, *xs: Tensor) -> T
     return mixed_bn_sum(w, xs, [k % 2 == 0 for k in range(len(xs))], gamma=gamma, beta=beta).out
 
 
+def clamped(x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
+    return bn_clamp(x, gamma, beta, low=-0.4, high=0.6).out
+
+
 def dilated(x: Tensor, w: Tensor) -> Tensor:
     return dwconv2d(x, w, padding=4, dilation=2, pre_relu=True)
 
@@ -143,6 +147,8 @@ CASES: dict[str, tuple[Callable[..., Tensor], list[tuple[int, ...]]]] = {
     "mixed_sum, whole tiles": (mixture, [(2,), (2, 4096), (2, 4096)]),
     "mixed_sum, tiles and a rest": (mixture, [(3,), *[(3, 3001)] * 3]),
     "mixed_bn_sum": (normalised_mixture, [(3,), (3, 5), (3, 5), *[(4, 5, 7, 6)] * 3]),
+    "bn_clamp": (clamped, [(4, 5, 7, 6), (5,), (5,)]),
+    "bn_clamp, tiny images": (clamped, [(40, 37, 2), (37,), (37,)]),
     "dwconv2d, dilated": (dilated, [(2, 5, 11, 9), (5, 1, 5, 5)]),
     "dwconv2d, strided": (strided, [(2, 5, 11, 9), (7, 1, 5, 5)]),
     "mask_scale": (mask_scale, [(70, 33, 3, 3), (70,), (33,), (3, 3)]),

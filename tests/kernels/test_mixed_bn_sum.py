@@ -14,6 +14,7 @@ from hwnas.errors import UnsupportedError
 from hwnas.kernels import mixed_bn_sum, mixed_bn_sum_reference, native
 from hwnas.kernels.mixed_bn_sum import unsupported_reason
 
+INFINITY = float("inf")
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 1e-2, torch.float64: 1e-11}
 LAST = torch.channels_last
 PLAIN = torch.contiguous_format
@@ -470,6 +471,8 @@ def test_an_exported_program_knows_only_pytorch() -> None:
         ({"shape": [1, 2]}, "shape has 2 entries"),
         ({"shape": [1, 0, 2]}, "shape holds 0"),
         ({"shape": [1 << 30, 1 << 30, 1 << 30]}, "shape is too large"),
+        ({"low": 1.0, "high": 1.0}, "expected low < high"),
+        ({"low": 0.0}, "need one tensor, normalised; got 2"),
         ({"means": 4}, "means is not aligned to 8"),
         ({"variances": 0}, "variances is a null address"),
         ({"threads": 0}, "threads is 0"),
@@ -485,6 +488,8 @@ def test_the_binding_checks_what_it_is_given(change: dict[str, object], message:
         "gamma": 0,
         "beta": 0,
         "shape": [1, 1, 1],
+        "low": -INFINITY,
+        "high": INFINITY,
         "means": 64,
         "variances": 64,
         "threads": 1,

@@ -14,7 +14,8 @@ from torch.nn.utils import parametrize
 
 import hwnas.nn as nn
 from hwnas.supernet import OneHot, Softmax, make_supernet
-from hwnas.supernet.fused import DepthwiseConv2d, run_fused
+from hwnas.supernet.fused import DepthwiseConv2d
+from hwnas.supernet.fused_sequence import FusedSequential, run_fused
 
 
 def depthwise(channels: int = 4, kernel: Any = 5, **options: Any) -> torch.nn.Conv2d:
@@ -87,7 +88,7 @@ def test_depthwise_convolutions_are_taken_over() -> None:
     relu, conv, point, norm = space.layer.candidate("conv")
     assert type(conv) is DepthwiseConv2d
     assert [type(m) for m in (relu, point, norm)] == [torch.nn.ReLU, torch.nn.Conv2d, torch.nn.BatchNorm2d]
-    assert type(space.layer.candidate("conv")) is torch.nn.Sequential
+    assert type(space.layer.candidate("conv")) is FusedSequential
 
 
 def test_what_is_not_depthwise_or_has_code_of_its_own_is_left_alone() -> None:

@@ -6,6 +6,8 @@
 //   grad_tensors[k] = weights[k] * gamma * s * (grad - sum(grad) / n - d * s^2 * sum(grad * d) / n)
 //   grad_weights[k] = sum over channels of gamma * s * sum(grad * d) + beta * sum(grad)
 // A tensor lies in memory as (outer, channels, inner): images as (N, C, H * W), channels-last as (N * H * W, C, 1).
+// The sum may be clamped, which is how an activation behind a batch normalisation is fused with it. The backward pass finds
+// out again where: there grad is zero. Only one tensor, normalised, can be clamped.
 // `Scalar` below is float, or double for float64 data. On CUDA every address but those of the arrays of addresses,
 // `normalised` and `eps` is one of the device.
 
@@ -26,6 +28,9 @@ struct MixedBnTensors {
   const void* beta;                 // the same; null stands for zeros
   std::int64_t count;
   std::int64_t outer, channels, inner;
+  double low, high;                 // infinite: nothing is clamped
+
+  bool clamped() const { return low > -__builtin_inf() || high < __builtin_inf(); }
 };
 
 struct MixedBnSum {

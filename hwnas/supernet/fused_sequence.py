@@ -1,0 +1,104 @@
+"""Modules that run one after the other, neighbours as one operation where there is a kernel for both.
+
+Two pairs are known: a ReLU and the depthwise convolution behind it, a batch normalisation and the activation behind it.
+When a super-net is made, every `torch.nn.Sequential` becomes a `FusedSequential`, in place. A frozen member has the
+class of PyTorch again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.module import _has_any_global_hook
+
+from hwnas.supernet.clamped_norm import clamp_bounds, run_clamped
+from hwnas.supernet.fused import DepthwiseConv2d, is_observed
+
+
+class FusedSequential(nn.Sequential):
+    """A `torch.nn.Sequential` that fuses neighbours."""
+
+    _search_machinery = True  # a frozen member has a torch.nn.Sequential
+
+    def forward(self, input: Any) -> Any:
+        """Run the modules in order.
+
+        Parameters
+        ----------
+        input : Any
+            Of the first module.
+        """
+        if _has_any_global_hook() or torch.compiler.is_compiling():
+            return super().forward(input)  # type: ignore[no-untyped-call]
+        return run_in_order(list(self), input)
+
+
+_FORWARDS = (nn.Sequential.forward, FusedSequential.forward)
+
+
+def modules_in_order(module: nn.Module) -> list[nn.Module]:
+    """Return the modules that one runs one after the other; none where it is no plain sequence."""
+    if isinstance(module, nn.Sequential) and type(module).forward in _FORWARDS:
+        return list(module)
+    return []
+
+
+def run_fused(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """Call a module; neighbours in a sequence run as one.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        A candidate.
+    *args, **kwargs
+        What it reads.
+    """
+    inside = modules_in_order(module)
+    if not inside or len(args) != 1 or kwargs or is_observed(module) or _has_any_global_hook():
+        return module(*args, **kwargs)
+    return run_in_order(inside, args[0])
+
+
+def run_in_order(modules: Sequence[nn.Module], x: Any) -> Any:
+    """Call modules one after the other, neighbours as one where there is a kernel for both.
+
+    Parameters
+    ----------
+    modules : sequence of torch.nn.Module
+        As a `torch.nn.Sequential` without hooks holds them, while there are no hooks on all modules.
+    x : Any
+        Input of the first.
+    """
+    position = 0
+    while position < len(modules):
+        module = modules[position]
+        following = modules[position + 1] if position + 1 < len(modules) else None
+        if isinstance(following, DepthwiseConv2d) and following.can_follow(module, x):
+            x = following.after_relu(x)
+            position += 2
+        elif following is not None and (bounds := clamp_bounds(module, following)) is not None:
+            x = run_clamped(module, x, bounds)
+            position += 2
+        else:
+            x = run_fused(module, x)
+            position += 1
+    return x
+
+
+def take_over_sequence(module: nn.Module, name: str, memo: dict[str, Any], mutate_kwargs: dict[str, Any]) -> bool:
+    """Make a `torch.nn.Sequential` a `FusedSequential`, in place; a mutation hook.
+
+    Classes derived from it have code of their own and are left alone.
+
+    Returns
+    -------
+    bool
+        False: later hooks see the module, too.
+    """
+    if type(module) is nn.Sequential:
+        taken: Any = module
+        taken.__class__ = FusedSequential
+    return False
