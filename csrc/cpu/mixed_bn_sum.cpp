@@ -87,27 +87,31 @@ struct Pass {
       });
       return;
     }
-    const Buffer<double> parts(2 * in.channels * blocks.count);
-    for (std::int64_t k = 0; k < in.count; ++k) {
-      if (wanted(k)) {
-        for_each(blocks.count, threads(number), [&](std::int64_t i) {
-          double* first = parts.data + 2 * i * in.channels;
-          for (std::int64_t c = 0; c < 2 * in.channels; ++c) first[c] = 0;
-          sums(blocks[i], k, first, first + in.channels);
-        });
+    // All tensors of a block before the next block: the gradient is read once from memory.
+    const std::int64_t size = 2 * in.channels;
+    const Buffer<double> parts(size * in.count * blocks.count);
+    for_each(blocks.count, threads(number), [&](std::int64_t i) {
+      for (std::int64_t k = 0; k < in.count; ++k) {
+        double* first = parts.data + (i * in.count + k) * size;
+        if (wanted(k)) sums(blocks[i], k, first, first + in.channels);
       }
+    });
+    for (std::int64_t k = 0; k < in.count; ++k) {
       for (std::int64_t c = 0; c < in.channels; ++c) {
         double first = 0;
         double second = 0;
         for (std::int64_t i = 0; i < blocks.count; ++i) {
-          first += parts.data[2 * i * in.channels + c];
-          second += parts.data[(2 * i + 1) * in.channels + c];
+          const double* part = parts.data + (i * in.count + k) * size;
+          first += part[c];
+          second += part[in.channels + c];
         }
         finish(k, c, first, second);
       }
-      for_each(blocks.count, threads(number), [&](std::int64_t i) { use(blocks[i], k); });
     }
-    for_each(blocks.count, threads(number), [&](std::int64_t i) { use_all(blocks[i]); });
+    for_each(blocks.count, threads(number), [&](std::int64_t i) {
+      for (std::int64_t k = 0; k < in.count; ++k) use(blocks[i], k);
+      use_all(blocks[i]);
+    });
   }
 
   const MixedBnTensors& in;

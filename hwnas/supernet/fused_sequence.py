@@ -31,7 +31,7 @@ class FusedSequential(nn.Sequential):
         input : Any
             Of the first module.
         """
-        if _has_any_global_hook() or torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or _has_any_global_hook():
             return super().forward(input)  # type: ignore[no-untyped-call]
         return run_in_order(list(self), input)
 
