@@ -27,9 +27,11 @@ class Machine:
 
     def __init__(self) -> None:
         self.measured = 0
+        self.seen: list[tuple[str, bytes]] = []  # precision of the target, model
 
     def __call__(self, workloads: Sequence[Workload], target: OrtTarget, **options: Any) -> SessionResult:
         self.measured += len(workloads)
+        self.seen += [(target.precision, workload.model) for workload in workloads]
 
         def found(latency: float) -> Measurement:
             return Measurement(latency, latency / 100, 20, False)

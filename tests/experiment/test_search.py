@@ -396,3 +396,19 @@ def test_another_run_in_the_folder_is_told(copy: Callable[..., Path], tiny: Task
         run_search(tiny, settings(), folder, store=store)
     with pytest.raises(RunFolderError, match="differently: seed, train_epochs"):
         run_search(tiny, settings(seed=1, train_epochs=2), folder, store=store, resume=True)
+
+
+def test_a_search_in_int8(tiny: Task, machine: Any, store: Path, tmp_path: Path) -> None:
+    """Everything that is measured is quantised, what is exported is not, and the budget keeps its confidence."""
+    before = len(machine.seen)
+    quick = settings(precision="int8", confidence=0.75, supernet_epochs=1, evaluations=4, finalists=1)
+    result = run_search(tiny, quick, tmp_path / "run", store=store)
+    seen = machine.seen[before:]
+    assert len(seen) > 4
+    assert {precision for precision, _ in seen} == {"int8"}
+    assert all(b"QuantizeLinear" in model for _, model in seen if b"Conv" in model or b"Gemm" in model)
+    assert b"QuantizeLinear" not in (tmp_path / "run" / "model" / "model.onnx").read_bytes()
+    assert load_bundle(tmp_path / "run" / "model").metadata["target"]["precision"] == "int8"
+    ranking = json.loads((tmp_path / "run" / "ranking.json").read_text())
+    assert all(entry["predicted_ms"] <= 0.98 * BUDGET for entry in ranking)
+    assert result.settings["confidence"] == 0.75
