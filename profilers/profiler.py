@@ -73,6 +73,7 @@ class Profiler:
         """The least that `stderr` is of any member, relative to its cost; 0 unless a subclass knows better.
 
         Draws at a confidence level start from it: what it leaves out is never drawn, and `stderr` decides on the rest.
+        So a value that is too low costs time, and one that is too high leaves out members that are near the limit.
         """
         return 0.0
 

@@ -56,9 +56,10 @@ def print_rich(table: Table) -> None:
     Console(width=width, markup=False, highlight=False, emoji=False).print(table)
 
 
-def setting(space: str, batch_size: int, threads: int) -> str:
-    """Say for which space, batch and threads the figures of a table hold."""
-    return f"{space}: batches of {batch_size}, {threads} thread{'' if threads == 1 else 's'}"
+def setting(space: str, batch_size: int, threads: int, precision: str = "fp32") -> str:
+    """Say for which space, batch, threads and precision the figures of a table hold."""
+    named = f"{space}: batches of {batch_size}, {threads} thread{'' if threads == 1 else 's'}"
+    return named if precision == "fp32" else f"{named}, {precision}"
 
 
 def compact(number: float) -> str:

@@ -37,7 +37,8 @@ def plot(found: Mapping[str, Any], costs: Mapping[str, Sequence[float]]) -> str:
     columns = [MARGIN + i * (WIDTH + GAP) for i in range(3)]
     rows = [TOP, TOP + HEIGHT + 100]
     members = "uncountably many" if found["members"] is None else f"{found['members']:.3g}"
-    where = setting(found["space"], found["batch_size"], found["target"]["intra_op_threads"])
+    target = found["target"]
+    where = setting(found["space"], found["batch_size"], target["intra_op_threads"], target["precision"])
     parts = [
         _text(MARGIN, 28, f"{where}; {members} members", size=16),
         _text(MARGIN, 50, _device(found), colour="#777777"),

@@ -40,7 +40,8 @@ def print_profile(found: dict[str, Any]) -> None:
 
 
 def _print_costs(found: dict[str, Any]) -> None:
-    where = setting(found["space"], found["batch_size"], found["target"]["intra_op_threads"])
+    target = found["target"]
+    where = setting(found["space"], found["batch_size"], target["intra_op_threads"], target["precision"])
     size = "uncountably many" if found["members"] is None else f"{found['members']:,}"
     costs = found["costs"]
     shown = {

@@ -47,7 +47,9 @@ def print_search(result: SearchResult, space: Mutable) -> None:
         )
         for row in result.rows
     ]
-    title = setting(result.task, int(result.settings["batch_size"]), int(result.settings["threads"]))
+    settings = result.settings
+    precision = str(settings.get("precision", "fp32"))
+    title = setting(result.task, int(settings["batch_size"]), int(settings["threads"]), precision)
     print_table(title, COLUMNS, rows)
     print_lines("chosen architecture:")
     for label, value in _used(space, result.chosen.sample).items():

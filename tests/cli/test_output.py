@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from hwnas.cli.output import compact, milliseconds, percent, print_json, print_table
+from hwnas.cli.output import compact, milliseconds, percent, print_json, print_table, setting
 
 
 @pytest.mark.parametrize(
@@ -60,3 +60,8 @@ def test_a_pipe_gets_whole_rows_without_colours_or_markup(capsys):
     assert any(line.split() == [wide, "1"] for line in lines)
     assert any(line.startswith("z ") and line.rstrip().endswith(" 20") for line in lines)
     assert "\x1b" not in "".join(lines)
+
+
+def test_the_setting_of_a_table():
+    assert setting("digits", 4, 1) == "digits: batches of 4, 1 thread"
+    assert setting("digits", 4, 2, "int8") == "digits: batches of 4, 2 threads, int8"

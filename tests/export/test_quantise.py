@@ -219,6 +219,8 @@ def test_each_channel_of_a_weight_has_its_scale() -> None:
         tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
         (restored,) = [n for n in graph.node if n.op_type == "DequantizeLinear" and n.input[0] == "y.1.integers"]
         scale = tensors["y.1.scale"].reshape(broadcast)
+        others = tuple(each for each in range(len(shape)) if each != axis)
+        np.testing.assert_allclose(tensors["y.1.scale"], np.abs(weight).max(axis=others) / 63, rtol=1e-6, atol=2e-8)
         assert (np.abs(tensors["y.1.integers"] * scale - weight) <= 0.51 * scale).all()
         assert restored.attribute[0].i == axis
 
