@@ -1,85 +1,142 @@
 """How well predicted latency agrees with measured latency, on members that took no part in the calibration.
 
-    python benchmarks/latency_prediction.py [--members 30] [--seconds 45] [--batch-size 64]
+    python benchmarks/latency_prediction.py [--spaces mobile cell digits] [--seeds 0 1] [--precision fp32]
 
-Everything is measured anew. Beside the predictor stand what a user would reach for otherwise: multiply-adds with a
-straight line fitted to the same calibration members, and the sum of the parts without any fit.
+Three spaces, each with new members for every seed: blocks of ProxylessNAS, the cell of NAS-Bench-201 repeated as in the
+benchmark, and small residual networks in batches of 64. Everything is measured anew. Beside the predictor stand the sum
+of the parts without any correction, and what a user would reach for otherwise: multiply-adds with a straight line
+fitted to the same calibration members. The noise floor is how well a second measurement of the same members agrees with
+the first one.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from hwnas.hub import DigitsSpace
-from hwnas.profilers import FlopsProfiler, OnnxRuntimeLatencyProfiler
-from hwnas.profilers.accuracy import compare
+from hwnas.hub import DigitsSpace, ProxylessNASSpace
+from hwnas.hub.nas_bench_201 import NASBench201Space
+from hwnas.nn import ModelSpace
+from hwnas.profilers import FlopsProfiler, LatencyStore, OnnxRuntimeLatencyProfiler, OrtTarget
+from hwnas.profilers.accuracy import AccuracyReport, compare
+from hwnas.profilers.latency_parts import LatencyParts, held_out_members
+from hwnas.profilers.measuring import measure
+from hwnas.space import Sample
+
+SPACES: dict[str, tuple[Callable[[], ModelSpace], tuple[int, ...]]] = {
+    "mobile": (lambda: ProxylessNASSpace(classes=100), (1, 3, 96, 96)),
+    "cell": (NASBench201Space, (1, 3, 32, 32)),
+    "digits": (DigitsSpace, (64, 1, 8, 8)),
+}
+FIGURES = ("spearman", "mape", "within_5", "within_10", "coverage_90")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--members", type=int, default=30)
-    parser.add_argument("--seconds", type=float, default=45.0)
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--spaces", nargs="+", choices=SPACES, default=list(SPACES))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
+    parser.add_argument("--members", type=int, default=40)
+    parser.add_argument("--seconds", type=float, default=45.0, help="for the parts and the calibration members")
+    parser.add_argument("--calibration", type=int, default=20)
+    parser.add_argument("--precision", choices=["fp32", "int8"], default="fp32")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "latency_prediction.json")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    target = OrtTarget(precision=arguments.precision)
+    runs = []
+    for name in arguments.spaces:
+        for seed in arguments.seeds:
+            runs.append(judge(name, seed, target, arguments))
+            # After each run, so that a long series leaves what it has.
+            record = {
+                "target": target.to_dict(),
+                "python": platform.python_version(),
+                "torch": torch.__version__,
+                "settings": {"members": arguments.members, "seconds": arguments.seconds},
+                "runs": runs,
+            }
+            arguments.out.parent.mkdir(parents=True, exist_ok=True)
+            arguments.out.write_text(json.dumps(record, indent=2) + "\n")
 
-    space, images = DigitsSpace(), torch.randn(arguments.batch_size, 1, 8, 8)
-    started = time.perf_counter()
-    profiler = OnnxRuntimeLatencyProfiler(space, images, budget_s=arguments.seconds, seed=arguments.seed)
+
+def judge(name: str, seed: int, target: OrtTarget, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Build the profiler of a space and compare its predictions with measurements."""
+    make, shape = SPACES[name]
+    space, images = make(), torch.randn(shape)
+    load, started = os.getloadavg()[0], time.perf_counter()
+    profiler = OnnxRuntimeLatencyProfiler(
+        space,
+        images,
+        target,
+        store=LatencyStore(),
+        budget_s=arguments.seconds,
+        calibration=arguments.calibration,
+        seed=1000 * seed,
+    )
     profiling_s = time.perf_counter() - started
-    macs = FlopsProfiler(space, images)
-
-    rng = np.random.default_rng(1_000_000 + arguments.seed)
-    held_out = [space.random(random_state=rng) for _ in range(arguments.members)]
+    held_out = held_out_members(space, arguments.members, 1_000_000 + seed)
     measured = profiler.measure(held_out)
     truth = [found.latency_ms for found in measured]
     noise = [found.stderr_ms for found in measured]
-
-    anchor_truth = [found.latency_ms for found in profiler.measure(profiler.anchors)]
-    slope, offset = np.polyfit([macs.profile(sample) for sample in profiler.anchors], anchor_truth, 1)
-    guesses = {
-        "hwnas": [profiler.profile(sample) for sample in held_out],
-        "sum of parts, no fit": [profiler.unfitted(sample) for sample in held_out],
-        "multiply-adds, straight line": [offset + slope * macs.profile(sample) for sample in held_out],
+    predicted = [profiler.predict(sample) for sample in held_out]
+    macs = FlopsProfiler(space, images)
+    anchors = [found.latency_ms for found in profiler.measure(profiler.anchors)]
+    slope, offset = np.polyfit([macs.profile(sample) for sample in profiler.anchors], anchors, 1)
+    rows = {
+        "hwnas": compare(truth, [p.latency_ms for p in predicted], noise, [p.stderr_ms for p in predicted]),
+        "sum of parts": compare(truth, [profiler.unfitted(sample) for sample in held_out], noise),
+        "multiply-adds, line": compare(truth, [offset + slope * macs.profile(sample) for sample in held_out], noise),
+        "noise floor": compare(truth, again(space, images, held_out, target, truth), noise),
     }
-    rows = {}
-    print(f"{'predictor':<30} {'rho':>6} {'tau':>6} {'MAPE':>7} {'<=5 %':>7} {'<=10 %':>7}")
-    for name, guess in guesses.items():
-        residual = profiler.relative_residual if name == "hwnas" else float("nan")
-        report = compare(truth, guess, noise, residual)
-        rows[name] = {key: None if np.isnan(value) else value for key, value in report.to_dict().items()}
-        print(
-            f"{name:<30} {report.spearman:6.3f} {report.kendall:6.3f} {report.mape:7.1%} "
-            f"{report.within_5:7.0%} {report.within_10:7.0%}"
-        )
-    hwnas = rows["hwnas"]
     print(
-        f"{arguments.members} held-out members from {min(truth):.3f} to {max(truth):.3f} ms; profiling took "
-        f"{profiling_s:.0f} s; median standard error of a measurement {hwnas['noise']:.1%}; "
-        f"90 % intervals cover {hwnas['coverage_90']:.0%}"
+        f"{name}, seed {seed}, {target.precision}: {len(truth)} members of {min(truth):.2f} to {max(truth):.2f} ms; "
+        f"profiling took {profiling_s:.0f} s; load {load:.1f} to {os.getloadavg()[0]:.1f}; "
+        f"noise {rows['hwnas'].noise:.1%}"
     )
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    record = {
+    print(f"  {'':<20} {'rho':>6} {'MAPE':>7} {'<=5 %':>7} {'<=10 %':>7} {'90 % cover':>10}")
+    for title, report in rows.items():
+        print("  " + line(title, report), flush=True)
+    return {
+        "space": name,
+        "seed": seed,
         "device": profiler.device.to_dict(),
-        "target": profiler.target.to_dict(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "settings": {key: value for key, value in vars(arguments).items() if key != "out"},
+        "load": [load, os.getloadavg()[0]],
         "profiling_s": profiling_s,
-        "scale": profiler.scale,
-        "traffic_ms": profiler.traffic_ms,
-        "predictors": rows,
+        "relative_residual": profiler.relative_residual,
+        "latency_ms": [min(truth), max(truth)],
+        "rows": {title: clean(report.to_dict()) for title, report in rows.items()},
     }
-    arguments.out.write_text(json.dumps(record, indent=2) + "\n")
+
+
+def again(
+    space: ModelSpace, images: torch.Tensor, samples: Sequence[Sample], target: OrtTarget, truth: Sequence[float]
+) -> list[float]:
+    """Measure members once more in a session of their own, scaled to the first one."""
+    parts = LatencyParts(space, images)
+    keys = [parts.member(sample) for sample in samples]
+    workloads = parts.workloads(list(dict.fromkeys(keys)), target)
+    session = measure(workloads, target, budget_s=3 + 1.5 * len(workloads), seed=1)
+    second = np.array([session.measurements[key].latency_ms for key in keys])
+    return [float(each) for each in second * np.median(np.array(truth) / second)]
+
+
+def line(title: str, report: AccuracyReport) -> str:
+    rho, mape, five, ten, cover = (getattr(report, figure) for figure in FIGURES)
+    return f"{title:<20} {rho:6.3f} {mape:7.1%} {five:7.0%} {ten:7.0%} {cover:10.0%}"
+
+
+def clean(figures: dict[str, float]) -> dict[str, float | None]:
+    """Give null for what is not a number, which JSON does not know."""
+    return {key: None if np.isnan(value) else value for key, value in figures.items()}
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ def compare(
     measured: Sequence[float],
     predicted: Sequence[float],
     measured_stderr: Sequence[float],
-    relative_residual: float = float("nan"),
+    predicted_stderr: Sequence[float] | None = None,
 ) -> AccuracyReport:
     """Compare predictions with measurements.
 
@@ -57,8 +57,8 @@ def compare(
         Latencies of the same members, in one unit.
     measured_stderr : sequence of float
         Standard errors of the measurements, in the same unit.
-    relative_residual : float, optional
-        Predicted standard deviation relative to the prediction.
+    predicted_stderr : sequence of float, optional
+        Standard deviations of measurements around the predictions, in the same unit.
 
     Returns
     -------
@@ -76,8 +76,9 @@ def compare(
         )
     truth, guess = np.asarray(measured, dtype=float), np.asarray(predicted, dtype=float)
     error = np.abs(guess / truth - 1)
-    interval = 1.645 * relative_residual * guess
-    coverage = float("nan") if np.isnan(relative_residual) else float((np.abs(guess - truth) <= interval).mean())
+    half_width = 1.645 * np.asarray(np.nan if predicted_stderr is None else predicted_stderr, dtype=float)
+    known = not np.isnan(half_width).any()
+    coverage = float((np.abs(guess - truth) <= half_width).mean()) if known else float("nan")
     return AccuracyReport(
         n=len(truth),
         spearman=float(stats.spearmanr(truth, guess).statistic),

@@ -18,6 +18,7 @@ from hwnas.profilers.elsewhere import read_results, write_folder
 from hwnas.profilers.latency_parts import LatencyParts, Progress, held_out_members, random_members
 from hwnas.profilers.measurement import Measurement
 from hwnas.profilers.measuring import measure
+from hwnas.profilers.posterior import Posterior, Prior
 from hwnas.profilers.profiler import Profiler
 from hwnas.profilers.store import LatencyStore
 from hwnas.profilers.target import OrtTarget
@@ -27,8 +28,7 @@ from hwnas.space import Sample
 
 REFERENCES = 6  # rows of earlier sessions that a new session measures again, to tell how far the machine drifted
 
-# With fewer whole members than that only the scale is fitted.
-MIN_ANCHORS = 6
+COMMON = 0.3  # how much of a typical net each common coefficient may explain, as a standard deviation
 
 HELD_OUT = 10_000  # added to the seed of a profiler, it gives the members of its report
 
@@ -42,7 +42,8 @@ class Prediction:
     latency_ms : float
         The expected time of one run, in milliseconds.
     stderr_ms : float
-        Standard deviation of whole nets around the prediction, in milliseconds. NaN without calibration.
+        Standard deviation of a measurement around the prediction, in milliseconds: of what is not known about the
+        parts, of what the parts do not say, and of measuring. NaN without calibration.
     """
 
     latency_ms: float
@@ -57,7 +58,7 @@ def prepare_folder(
     *,
     budget_s: float = 60.0,
     relative_error: float = 0.01,
-    calibration: int = 16,
+    calibration: int = 20,
     held_out: int = 30,
     seed: int = 0,
     progress: Progress | None = None,
@@ -104,8 +105,9 @@ class OnnxRuntimeLatencyProfiler(Profiler):
 
     Every distinct part of the space, a module without choices about structure at one shape, is measured on its own,
     all of them interleaved, together with some whole members. A member is predicted as the cost of an empty run plus
-    the sum of its parts, each less the empty run. Two coefficients, fitted to the whole members, make up for what a
-    part costs more or less among others.
+    the sum of its parts, each less the empty run. What a part costs more or less among others is learnt from the whole
+    members: a scale, a cost of each element that passes from part to part, one of each weight, and how far each part
+    deviates from that; see `Posterior`.
 
     Parameters
     ----------
@@ -121,8 +123,8 @@ class OnnxRuntimeLatencyProfiler(Profiler):
         Time for measuring, in seconds, at the most. Preparing the models comes on top.
     relative_error : float, default 0.01
         Standard error at which the measuring of a part ends.
-    calibration : int, default 16
-        How many whole members are measured to fit the scale; 0 for none.
+    calibration : int, default 20
+        How many whole members are measured to correct the parts; 0 for none.
     seed : int, default 0
         Of the order of measuring and of the whole members.
     results : path-like, optional
@@ -140,13 +142,10 @@ class OnnxRuntimeLatencyProfiler(Profiler):
     overhead_ms : float
         Time of an empty run, in milliseconds; every member pays it once.
     anchors : list of dict
-        The whole members that were measured to fit the scale.
-    scale : float
-        Fitted: what a millisecond of a part on its own costs in a whole net.
-    traffic_ms : float
-        Fitted: milliseconds for each element that enters or leaves a part; see `fit_coefficients`.
+        The whole members that were measured to correct the parts.
     relative_residual : float
-        Standard deviation of measured over predicted latency of the whole members; NaN without calibration.
+        Root mean square of what the whole members take more or less than predicted, each from all the others, relative
+        to what they take. NaN without calibration.
 
     Raises
     ------
@@ -170,7 +169,7 @@ class OnnxRuntimeLatencyProfiler(Profiler):
         store: LatencyStore | None = None,
         budget_s: float = 60.0,
         relative_error: float = 0.01,
-        calibration: int = 16,
+        calibration: int = 20,
         seed: int = 0,
         results: str | os.PathLike[str] | None = None,
         progress: Progress | None = None,
@@ -204,7 +203,8 @@ class OnnxRuntimeLatencyProfiler(Profiler):
         wanted = list(dict.fromkeys(keys))
         known = self.store.lookup(wanted, self.device.key, self.target.key)
         missing = [key for key in wanted if key not in known]
-        if not missing:
+        # A space without parts has an empty run to be measured.
+        if not missing and self.store.sessions(self.device.key, self.target.key):
             return
         if not self.measures_here:
             raise HwnasError(
@@ -235,32 +235,41 @@ class OnnxRuntimeLatencyProfiler(Profiler):
     def _calibrate(self, anchors: Sequence[Sample], anchor_keys: Sequence[str]) -> None:
         first = self.store.sessions(self.device.key, self.target.key)[0]
         self.overhead_ms = first.overhead_ms * first.anchor_scale
-        latency = {key: found.latency_ms for key, found in self._lookup(self._parts.keys).items()}
-        own = self._parts.tabulate(lambda key: max(latency[key] - self.overhead_ms, 0.0))
-        traffic = self._parts.traffic
-        self._unfitted = self._parts.add_up(own, constant=self.overhead_ms)
-        self.scale, self.traffic_ms, self.relative_residual = 1.0, 0.0, float("nan")
+        found = self._lookup(self._parts.keys)
+        keys = self._parts.keys
+        self._own = np.array([max(found[key].latency_ms - self.overhead_ms, 0.0) for key in keys])
+        self._unfitted = self._parts.add_up(self._own, constant=self.overhead_ms)
+        self.relative_residual, self._noise, self._posterior = float("nan"), float("nan"), None
+        fitted = self._own
         if anchors:
-            found = self._lookup(anchor_keys)
-            measured = np.array([found[key].latency_ms for key in anchor_keys])
-            self.scale, self.traffic_ms = fit_coefficients(
-                np.asarray(self._unfitted.evaluate(list(anchors))) - self.overhead_ms,
-                np.asarray(self._parts.add_up(traffic).evaluate(list(anchors))),
-                measured,
-                self.overhead_ms,
-            )
-        self.cost_model = self._parts.add_up(
-            [self.scale * time + self.traffic_ms * size for time, size in zip(own, traffic, strict=True)],
-            constant=self.overhead_ms,
-        )
-        if anchors:
-            residual = measured / np.asarray(self.cost_model.evaluate(list(anchors))) - 1
-            self.relative_residual = float(np.sqrt((residual**2).sum() / max(len(residual) - 2, 1)))
+            # A member that was drawn twice is no more evidence than one.
+            distinct = dict(zip(anchor_keys, anchors, strict=True))
+            measured = [self._lookup(anchor_keys)[key] for key in distinct]
+            latency = np.array([each.latency_ms for each in measured])
+            stderr = np.array([each.stderr_ms for each in measured])
+            counts = self._parts.counts(list(distinct.values()))
+            prior = prior_of_parts(self._own, np.array([found[key].stderr_ms for key in keys]), self._shares(), counts)
+            self._posterior = Posterior(prior, self._features(counts), latency - self.overhead_ms, stderr)
+            fitted = self._features(np.eye(len(keys))) @ self._posterior.mean
+            self.relative_residual = float(np.sqrt(((self._posterior.left_out / latency) ** 2).mean()))
+            self._noise = float(np.median(stderr / latency))
+        self.cost_model = self._parts.add_up(fitted, constant=self.overhead_ms)
+
+    def _shares(self) -> np.ndarray:
+        """Return what coefficients common to all parts multiply, shape (parts, 3): time, elements and weights."""
+        return np.stack([self._own, self._parts.traffic, self._parts.weights], 1)
+
+    def _features(self, counts: np.ndarray) -> np.ndarray:
+        """Return how often each coefficient counts in nets, given how often each part does."""
+        return np.hstack([counts, counts @ self._shares()])
 
     def predict(self, sample: Sample) -> Prediction:
         """Return the predicted latency of a member with its standard deviation, in milliseconds."""
         latency = self.profile(sample)
-        return Prediction(latency, latency * self.relative_residual)
+        if self._posterior is None:
+            return Prediction(latency, float("nan"))
+        variance = self._posterior.variance(self._features(self._parts.counts([sample])))[0]
+        return Prediction(latency, float(np.hypot(np.sqrt(variance), self._noise * latency)))
 
     @property
     def least_relative_stderr(self) -> float:
@@ -310,11 +319,12 @@ class OnnxRuntimeLatencyProfiler(Profiler):
         """
         held_out = held_out_members(self._space, n, HELD_OUT + self.seed if seed is None else seed)
         measured = self.measure(held_out)
+        predicted = [self.predict(sample) for sample in held_out]
         return compare(
             measured=[m.latency_ms for m in measured],
-            predicted=[self.profile(sample) for sample in held_out],
+            predicted=[p.latency_ms for p in predicted],
             measured_stderr=[m.stderr_ms for m in measured],
-            relative_residual=self.relative_residual,
+            predicted_stderr=[p.stderr_ms for p in predicted],
         )
 
     def table(self) -> Mapping[str, dict[str, Any]]:
@@ -330,38 +340,38 @@ class OnnxRuntimeLatencyProfiler(Profiler):
         return rows
 
 
-def fit_coefficients(
-    parts: np.ndarray, traffic: np.ndarray, measured: np.ndarray, overhead: float
-) -> tuple[float, float]:
-    """Fit what parts cost in whole nets.
+def prior_of_parts(own: np.ndarray, stderr: np.ndarray, shares: np.ndarray, counts: np.ndarray) -> Prior:
+    """Return what is known about parts among others once they have been measured alone.
 
-    ONNX Runtime keeps a blocked layout from one convolution to the next. A part on its own enters and leaves it, which
-    costs time in proportion to the elements that it reads and writes, and that time is not spent between parts.
+    ONNX Runtime keeps a blocked layout from one convolution to the next; a part on its own enters and leaves it. The
+    weights of a part on its own stay in the cache, those of a net do not. So time may come on top in proportion to the
+    time alone, to the elements that enter and leave, and to the weights, each up to a good part of a net. Beyond
+    that each part may deviate on its own, by an unknown share of its time, and by an unknown share of what it takes to
+    pass its elements on: so cheap parts deviate more.
 
     Parameters
     ----------
-    parts : ndarray, shape (n,)
-        Summed latency of the parts of each net, less an empty run each, in milliseconds.
-    traffic : ndarray, shape (n,)
-        Summed number of elements that enter and leave the parts.
-    measured : ndarray, shape (n,)
-        Latency of the nets, in milliseconds.
-    overhead : float
-        Time of an empty run, in milliseconds.
+    own : ndarray, shape (n_parts,)
+        Latency of each part, less an empty run, in milliseconds.
+    stderr : ndarray, shape (n_parts,)
+        Standard errors of that.
+    shares : ndarray, shape (n_parts, 3)
+        What the common coefficients multiply: time, elements and weights.
+    counts : ndarray, shape (n_nets, n_parts)
+        How often each part is in each of some nets.
 
     Returns
     -------
-    scale : float
-        Coefficient of `parts`.
-    traffic_ms : float
-        Coefficient of `traffic`; 0 when there are too few nets to tell the two apart.
+    Prior
+        Of one coefficient for each part and the common ones.
     """
-    # Least squares of the relative error: each net counts the same, whatever its size.
-    target = (measured - overhead) / measured
-    columns = np.stack([parts / measured, traffic / measured], 1)
-    if not columns[:, 0].any():
-        return 1.0, 0.0
-    if len(measured) >= MIN_ANCHORS and np.linalg.matrix_rank(columns / (np.abs(columns).max(0) + 1e-300), 1e-6) == 2:
-        (scale, traffic_ms), *_ = np.linalg.lstsq(columns, target, rcond=None)
-        return float(scale), float(traffic_ms)
-    return float(columns[:, 0] @ target) / float(columns[:, 0] @ columns[:, 0]), 0.0
+    typical = (counts @ shares).mean(0)
+    common = np.divide(COMMON * typical[0], typical, out=np.zeros(3), where=typical > 0)
+    traffic = shares[:, 1]
+    timed = (own > 0) & (traffic > 0)
+    cheapest = float((own[timed] / traffic[timed]).min()) if timed.any() else 0.0
+    return Prior(
+        mean=np.append(own, np.zeros(3)),
+        variance=np.append(stderr**2, common**2),
+        groups=[np.append(own, np.zeros(3)), np.append(cheapest * traffic, np.zeros(3))],
+    )

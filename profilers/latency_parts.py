@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from torch import nn
 
 from hwnas.cost import CostModel
-from hwnas.export import export_many
+from hwnas.export import build_many
 from hwnas.nn import ModelSpace
 from hwnas.profilers.measurement import Workload
 from hwnas.profilers.precision import in_precision
@@ -31,8 +32,7 @@ class _Part:
     name: str
     labels: tuple[str, ...]
     conditions: tuple[Table, ...]
-    keys: np.ndarray  # of str, one axis for each label
-    traffic: np.ndarray  # elements that enter and leave, in the same order
+    keys: np.ndarray  # of int, positions among the distinct parts, one axis for each label
 
 
 class LatencyParts:
@@ -54,25 +54,59 @@ class LatencyParts:
         self._members: ModelSpace = traces[0].space
         self._space = space
         domain = domain_of(space)
+        self._domain = domain
         self._parts: list[_Part] = []
+        found: dict[str, tuple[int, Identity]] = {}
         for trace in traces:
             for unit in units_of(trace):
                 shape = [len(domain[label]) for label in unit.labels]
-                keys, traffic = np.empty(shape, dtype=object), np.zeros(shape)
+                positions = np.empty(shape, dtype=int)
                 for index, (sample, piece) in zip(np.ndindex(*shape), members(unit, domain), strict=True):
                     identity = self._remember(f"{unit.name} {sample or ''}".strip(), piece)
-                    keys[index], traffic[index] = identity.key, identity.traffic
-                self._parts.append(_Part(unit.name, unit.labels, unit.conditions, keys, traffic))
+                    place, _ = found.setdefault(identity.key, (len(found), identity))
+                    positions[index] = place
+                self._parts.append(_Part(unit.name, unit.labels, unit.conditions, positions))
+        self._distinct = [identity for _, identity in found.values()]
 
     @property
     def keys(self) -> list[str]:
-        """Return the key of each member of each part; equal parts have equal keys."""
-        return [key for part in self._parts for key in part.keys.flat]
+        """Return the key of each distinct part."""
+        return [identity.key for identity in self._distinct]
 
     @property
-    def traffic(self) -> list[np.ndarray]:
-        """Return for each part the number of elements that enter and leave its members."""
-        return [part.traffic for part in self._parts]
+    def traffic(self) -> np.ndarray:
+        """Return the number of elements that enter and leave each distinct part, shape (parts,)."""
+        return np.array([identity.traffic for identity in self._distinct], dtype=float)
+
+    @property
+    def weights(self) -> np.ndarray:
+        """Return the number of other elements that each distinct part reads, shape (parts,)."""
+        return np.array([identity.weights for identity in self._distinct], dtype=float)
+
+    def counts(self, samples: Sequence[Sample]) -> np.ndarray:
+        """Return how often members run each distinct part.
+
+        Parameters
+        ----------
+        samples : sequence of dict
+            Members.
+
+        Returns
+        -------
+        ndarray, shape (samples, parts)
+            Whole numbers.
+        """
+        counts = np.zeros((len(samples), len(self._distinct)))
+        index = {label: {_hashable(v): i for i, v in enumerate(values)} for label, values in self._domain.items()}
+
+        def at(table: np.ndarray, labels: tuple[str, ...], sample: Sample) -> Any:
+            return table[tuple(index[label][_hashable(sample[label])] for label in labels)]
+
+        for row, sample in zip(counts, samples, strict=True):
+            for part in self._parts:
+                if all(at(condition.values, condition.labels, sample) for condition in part.conditions):
+                    row[at(part.keys, part.labels, sample)] += 1
+        return counts
 
     def name(self, key: str) -> str:
         """Return what a key stands for."""
@@ -83,16 +117,9 @@ class LatencyParts:
         model: nn.Module = self._members.freeze(sample)
         return self._remember(f"member {sample}", Workpiece(model.eval(), self._inputs)).key
 
-    def tabulate(self, value: Callable[[str], float]) -> list[np.ndarray]:
-        """Return for each part a table of the values of its keys."""
-        return [np.vectorize(value, otypes=[float])(part.keys) for part in self._parts]
-
-    def add_up(self, tables: Sequence[np.ndarray], constant: float = 0.0) -> CostModel:
-        """Return the sum of one table for each part over the parts that a member runs, in milliseconds."""
-        parts = [
-            (part.name, masked(Table(part.labels, table), part.conditions))
-            for part, table in zip(self._parts, tables, strict=True)
-        ]
+    def add_up(self, costs: np.ndarray, constant: float = 0.0) -> CostModel:
+        """Return the sum of the parts that a member runs, given the cost of each distinct one in milliseconds."""
+        parts = [(part.name, masked(Table(part.labels, costs[part.keys]), part.conditions)) for part in self._parts]
         return build_cost_model(self._space, parts, unit="ms", constant=constant)
 
     def workloads(self, keys: Sequence[str], target: OrtTarget, progress: Progress | None = None) -> list[Workload]:
@@ -110,7 +137,7 @@ class LatencyParts:
         say = progress or (lambda what, done, total: None)
         say("export", 0, len(keys))
         pieces = [self._catalog[key][1] for key in keys]
-        models = export_many([piece.module for piece in pieces], [piece.inputs for piece in pieces])
+        models = build_many([piece.module for piece in pieces], [piece.inputs for piece in pieces])
         models = [in_precision(model, target) for model in models]
         say("export", len(keys), len(keys))
         return [Workload(key, model, self._catalog[key][0]) for key, model in zip(keys, models, strict=True)]
@@ -119,6 +146,10 @@ class LatencyParts:
         identity = piece.identify()
         self._catalog.setdefault(identity.key, (name, piece))
         return identity
+
+
+def _hashable(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 def random_members(space: ModelSpace, n: int, seed: int) -> list[Sample]:

@@ -79,10 +79,13 @@ class Join:
         What the rest of the model sees.
     sources : list of (Tensor, Table or None)
         Where it may come from, and when; None where the source runs only if it is used anyway.
+    chosen : list of Table
+        Boolean: when the result is each source, also where that is None in `sources`.
     """
 
     result: Tensor
     sources: list[tuple[Tensor, Table | None]]
+    chosen: list[Table]
 
 
 @dataclass

@@ -52,8 +52,17 @@ class TracedMixture(Mixture):
         labels = ", ".join(self._table.labels)
         for value, other in zip(self.values[1:], outputs[1:], strict=True):
             self._tracer.require_same_shapes(labels, (self.values[0], outputs[0]), (value, other))
-        joined = [self._tracer.join([(source, None) for source in same]) for same in zip(first, *others, strict=True)]
+        chosen = [Table(self._table.labels, _equal(self._table.values, value)) for value in self.values]
+        joined = [
+            self._tracer.join([(source, None) for source in same], chosen=chosen)
+            for same in zip(first, *others, strict=True)
+        ]
         return pytree.tree_unflatten(joined, pytree.tree_structure(outputs[0]))
+
+
+def _equal(values: np.ndarray, value: Any) -> np.ndarray:
+    """Compare a table of any objects, tuples included, with one of them."""
+    return np.array([each == value for each in values.flat], dtype=bool).reshape(values.shape)
 
 
 class TracedSubset(Mixture):
@@ -158,11 +167,18 @@ class Tracer(Relaxation):
         finally:
             self.recording = True
 
-    def join(self, sources: list[tuple[Tensor, Table | None]], like: Tensor | None = None) -> Tensor:
+    def join(
+        self,
+        sources: list[tuple[Tensor, Table | None]],
+        like: Tensor | None = None,
+        chosen: list[Table] | None = None,
+    ) -> Tensor:
         """Return a tensor that stands for one of several, without leaving an operator behind."""
         with self.silent():
             result: Tensor = torch.ops.aten.alias(sources[0][0] if like is None else like)
-        self.timeline.append(Join(result, sources))
+        if chosen is None:
+            chosen = [Table((), np.asarray(True)) if when is None else when for _, when in sources]
+        self.timeline.append(Join(result, sources, chosen))
         return result
 
     def resample(self, memo: Sample, rng: np.random.Generator | None = None) -> Sample:

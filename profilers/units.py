@@ -20,9 +20,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from hwnas.nn import MutableModule, module_mutables
 from hwnas.nn.freezing import freeze_module
+from hwnas.profilers.liveness import NEVER, Liveness, either, operators_with, tensors_of
 from hwnas.profilers.profiler import combinations, domain_of
 from hwnas.profilers.symbols import Table, check_table_size, union
-from hwnas.profilers.trace import Join, ModuleCall, OpCall, Trace
+from hwnas.profilers.trace import ModuleCall, OpCall, Trace
 from hwnas.space import Sample
 from hwnas.supernet import BaseSuperNetModule, MixedOperation
 
@@ -60,8 +61,8 @@ class Workpiece:
 
     def identify(self) -> Identity:
         """Run the module once and tell what it computes."""
-        text, traffic = canonical_operators(self.module, self.inputs)
-        return Identity(hashlib.sha256(text.encode()).hexdigest()[:32], traffic)
+        text, traffic, weights = canonical_operators(self.module, self.inputs)
+        return Identity(hashlib.sha256(text.encode()).hexdigest()[:32], traffic, weights)
 
 
 @dataclass(frozen=True)
@@ -74,10 +75,13 @@ class Identity:
         A hash of operators, attributes, shapes and types; weights and names do not matter.
     traffic : int
         Number of elements that enter and leave.
+    weights : int
+        Number of elements that are neither.
     """
 
     key: str
     traffic: int
+    weights: int
 
 
 class _Call(nn.Module):
@@ -110,27 +114,26 @@ def units_of(trace: Trace) -> Iterator[Unit]:
         In the order of execution, modules before loose operators.
     """
     modules = dict(trace.space.named_modules())
+    operators = operators_with(trace)
+    # For each call of a module: when an operator inside is left in an exported member.
+    live = [NEVER] * len(trace.modules)
+    for event, found in operators:
+        caller = event.caller
+        while caller >= 0:
+            live[caller] = either(live[caller], found.live)
+            caller = trace.modules[caller].caller
     inside: list[bool] = []  # for each call of a module: whether it belongs to a unit already
-    for call in trace.modules:
+    for position, call in enumerate(trace.modules):
         covered = call.caller >= 0 and inside[call.caller]
-        unit = None if covered else _module_unit(trace, modules[call.module], call)
+        unit = None if covered else _module_unit(trace, modules[call.module], call, live[position])
         inside.append(covered or unit is not None)
         # Where no operator runs inside, an identity for instance, nothing is left to measure.
-        if unit is not None and call.needed.values.any():
+        if unit is not None and call.needed.values.any() and live[position].values.any():
             yield unit
-    carried = {id(tensor) for tensor in trace.inputs}
-    for event in trace.timeline:
-        if isinstance(event, Join):
-            if any(id(source) in carried for source, _ in event.sources):
-                carried.add(id(event.result))
-            continue
-        tensors = [leaf for leaf in pytree.tree_leaves((event.args, event.kwargs)) if isinstance(leaf, Tensor)]
-        if not any(id(tensor) in carried for tensor in tensors):
-            continue  # a constant, which ONNX Runtime folds
-        carried.update(id(leaf) for leaf in pytree.tree_leaves(event.output) if isinstance(leaf, Tensor))
+    for event, found in operators:
         loose = event.caller < 0 or not inside[event.caller]
-        if loose and not _is_nothing(event):
-            yield _operator_unit(trace, event)
+        if loose and found.live.values.any() and not _is_nothing(event):
+            yield from _operator_units(trace, event, found)
 
 
 def _is_nothing(call: OpCall) -> bool:
@@ -139,7 +142,7 @@ def _is_nothing(call: OpCall) -> bool:
     return call.operator.overloadpacket in (aten.detach, aten.alias, aten.lift_fresh, aten.sym_size)
 
 
-def _module_unit(trace: Trace, module: nn.Module, call: ModuleCall) -> Unit | None:
+def _module_unit(trace: Trace, module: nn.Module, call: ModuleCall, live: Table) -> Unit | None:
     parts = list(module.modules())
     if any(isinstance(part, BaseSuperNetModule) and not isinstance(part, MixedOperation) for part in parts):
         return None
@@ -161,18 +164,26 @@ def _module_unit(trace: Trace, module: nn.Module, call: ModuleCall) -> Unit | No
         frozen = freeze_module(module, {**trace.fixed, **sample}, {}).eval()
         return _workpiece(trace, frozen, call.args, call.kwargs, sample, everything)
 
-    return Unit(call.module, labels, (*call.conditions, call.needed), make)
+    return Unit(call.module, labels, (*call.conditions, call.needed, live), make)
 
 
-def _operator_unit(trace: Trace, call: OpCall) -> Unit:
+def _operator_units(trace: Trace, call: OpCall, found: Liveness) -> Iterator[Unit]:
+    """Yield an operator, and apart from it the same one where a tensor that it reads is a constant."""
     labels = union(_shape_tables(trace, (call.args, call.kwargs)))
     everything = domain_of(trace.space)
     name = f"{call.module}:{call.operator.overloadpacket.__name__}".lstrip(":")
 
-    def make(sample: Sample) -> Workpiece:
-        return _workpiece(trace, call.operator, call.args, call.kwargs, sample, everything)
+    def unit(name: str, inputs: frozenset[int], condition: Table) -> Unit:
+        def make(sample: Sample) -> Workpiece:
+            return _workpiece(trace, call.operator, call.args, call.kwargs, sample, everything, inputs)
 
-    return Unit(name, labels, call.conditions, make)
+        return Unit(name, labels, (*call.conditions, found.live, condition), make)
+
+    yield unit(name, found.inputs, found.whole)
+    partly = Table(found.whole.labels, ~found.whole.values)
+    if partly.values.any() and len(found.inputs) > 1:
+        first = next(id(each) for each in tensors_of((call.args, call.kwargs)) if id(each) in found.inputs)
+        yield unit(f"{name} with a constant", frozenset({first}), partly)
 
 
 def _shape_tables(trace: Trace, arguments: Any) -> list[Table]:
@@ -184,8 +195,15 @@ def _shape_tables(trace: Trace, arguments: Any) -> list[Table]:
 
 
 def _workpiece(
-    trace: Trace, function: Callable[..., Any], args: Any, kwargs: Any, sample: Sample, domain: dict[str, Any]
+    trace: Trace,
+    function: Callable[..., Any],
+    args: Any,
+    kwargs: Any,
+    sample: Sample,
+    domain: dict[str, Any],
+    inputs_only: frozenset[int] | None = None,
 ) -> Workpiece:
+    """Make something that can be run on its own, on all tensors or on those alone that have some identities."""
     generator = torch.Generator().manual_seed(0)
 
     def concrete(size: Any) -> int:
@@ -202,7 +220,11 @@ def _workpiece(
 
     leaves, structure = pytree.tree_flatten((args, kwargs))
     filled = [fill(leaf) for leaf in leaves]
-    tensors = [position for position, leaf in enumerate(filled) if isinstance(leaf, Tensor)]
+    tensors = [
+        position
+        for position, leaf in enumerate(leaves)
+        if isinstance(leaf, Tensor) and (inputs_only is None or id(leaf) in inputs_only)
+    ]
     inputs = tuple(filled[position] for position in tensors)
     if isinstance(function, nn.Module) and not kwargs and len(inputs) == len(args):
         return Workpiece(function, inputs)
@@ -215,6 +237,7 @@ class _Writer(TorchDispatchMode):
     def __init__(self, inputs: tuple[Tensor, ...]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.lines: list[str] = []
+        self.weights: dict[int, Tensor] = {}
         self._alive: list[Tensor] = list(inputs)  # so that no identity is used twice
         self._numbers = {id(tensor): f"%{i}" for i, tensor in enumerate(inputs)}
 
@@ -222,6 +245,8 @@ class _Writer(TorchDispatchMode):
         if not isinstance(leaf, Tensor):
             return repr(leaf)
         kind = f"{leaf.dtype}{list(leaf.shape)}"
+        if id(leaf) not in self._numbers:
+            self.weights[id(leaf)] = leaf
         return f"{self._numbers.get(id(leaf), 'weight')}:{kind}"
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -238,7 +263,7 @@ class _Writer(TorchDispatchMode):
         return output
 
 
-def canonical_operators(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[str, int]:
+def canonical_operators(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[str, int, int]:
     """Return what a module computes, as text that does not depend on weights or names.
 
     Parameters
@@ -254,6 +279,8 @@ def canonical_operators(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[
         One operator a line. Two modules with the same text have the same latency.
     traffic : int
         Number of elements of all inputs and outputs.
+    weights : int
+        Number of elements of all other tensors that the operators read.
     """
     # A real run: at these sizes it takes less time than the shape rules of a fake one.
     with torch.no_grad(), _Writer(inputs) as writer:
@@ -262,7 +289,8 @@ def canonical_operators(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[
     header = [f"input {writer.describe(tensor)}" for tensor in inputs]
     footer = f"output {[writer.describe(tensor) for tensor in results]}"
     traffic = sum(tensor.numel() for tensor in (*inputs, *results))
-    return "\n".join([*header, *writer.lines, footer]), traffic
+    weights = sum(tensor.numel() for tensor in writer.weights.values())
+    return "\n".join([*header, *writer.lines, footer]), traffic, weights
 
 
 def members(unit: Unit, domain: dict[str, Any]) -> Iterator[tuple[Sample, Workpiece]]:

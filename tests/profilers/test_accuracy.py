@@ -16,7 +16,7 @@ def test_figures_worked_out_by_hand() -> None:
         measured=[1.0, 2.0, 4.0, 5.0],
         predicted=[1.03, 2.18, 3.0, 5.0],  # off by 3 %, 9 %, 25 % and nothing
         measured_stderr=[0.01, 0.04, 0.04, 0.2],  # 1 %, 2 %, 1 % and 4 %
-        relative_residual=0.1 / 1.645,  # intervals of 10 % around the predictions
+        predicted_stderr=[0.1 / 1.645 * each for each in (1.03, 2.18, 3.0, 5.0)],  # intervals of 10 %
     )
     assert report.n == 4
     assert report.mape == pytest.approx((0.03 + 0.09 + 0.25) / 4)
@@ -44,7 +44,7 @@ def test_the_interval_covers_what_it_promises() -> None:
     rng = np.random.default_rng(1)
     predicted = rng.uniform(1, 2, 20_000)
     measured = predicted * rng.normal(1, 0.02, 20_000)
-    report = compare(measured.tolist(), predicted.tolist(), [0.0] * 20_000, relative_residual=0.02)
+    report = compare(measured.tolist(), predicted.tolist(), [0.0] * 20_000, (0.02 * predicted).tolist())
     assert report.coverage_90 == pytest.approx(0.9, abs=0.01)
 
 

@@ -370,8 +370,9 @@ def test_which_input_goes_where_matters() -> None:
     assert key(Function(lambda a, b: a - b), inputs=pair) != key(Function(lambda a, b: b - a), inputs=pair)
 
 
-def test_traffic_is_what_enters_and_leaves() -> None:
-    _, traffic = canonical_operators(conv().eval(), (torch.randn(2, 4, 6, 6),))
+def test_traffic_is_what_enters_and_leaves_and_the_rest_are_weights() -> None:
+    _, traffic, weights = canonical_operators(conv().eval(), (torch.randn(2, 4, 6, 6),))
+    assert weights == sum(parameter.numel() for parameter in conv().parameters())
     assert traffic == 2 * 4 * 6 * 6 + 2 * 4 * 4 * 4
     pair = (torch.randn(3), torch.randn(3))
     assert Workpiece(Function(lambda a, b: (a + b, [a - b])), pair).identify().traffic == 4 * 3
