@@ -34,14 +34,10 @@ struct Block {
                 : tensor + (repeat * plan.blocks + block) * plan.lanes * size.count();
   }
 
-  // Copies rows of a tensor to their places, which begin with that of row `start`; zeros where there is no such row.
-  template <class Clear>
+  // Copies rows of a tensor to their places, which begin with that of row `start`. Nobody reads rows outside the image.
   void pack(Scalar* to, const std::int32_t* places, const T* tensor, const Size2d& size, std::int64_t start,
-            std::int64_t rows, bool rectify, const Clear& clear_row) const {
+            std::int64_t rows, bool rectify) const {
     const std::int64_t begin = at_least(start, 0), end = at_most(start + rows, size.height);
-    for (std::int64_t row = start; row < start + rows && plan.bands > 1; ++row) {
-      if (row < 0 || row >= size.height) clear_row(row - start);
-    }
     if (begin >= end) return;
     const T* from = part_of(tensor, size) + begin * size.width * (Last ? plan.s.channels : 1);
     places += (begin - start) * size.width;
@@ -53,27 +49,15 @@ struct Block {
     }
   }
 
-  void clear_row(Scalar* to) const {
-    std::memset(static_cast<void*>(to), 0, static_cast<std::size_t>(plan.pitch * plan.lanes) * sizeof(Scalar));
-  }
-
   // The rows that the band reads.
   void pack_input(const T* x) const {
     const DwConv2dShape& s = plan.s;
     pack(buffers.x, tables.x_places, x, s.in, top * s.stride.height - s.padding.height,
-         (plan.band + plan.halo) * s.stride.height, s.pre_relu, [&](std::int64_t row) {
-           for (std::int64_t column = 0; column < s.stride.width; ++column) {
-             const std::int64_t phase = row % s.stride.height * s.stride.width + column;
-             clear_row(buffers.x + (phase * plan.plane + row / s.stride.height * plan.pitch) * plan.lanes);
-           }
-         });
+         (plan.band + plan.halo) * s.stride.height, s.pre_relu);
   }
 
   void pack_gradient(const T* grad) const {
-    pack(buffers.g, tables.g_places, grad, plan.s.out, top - plan.halo, plan.band + plan.halo, false,
-         [&](std::int64_t row) {
-           clear_row(buffers.g + (plan.origin + (row - plan.halo) * plan.pitch) * plan.lanes);
-         });
+    pack(buffers.g, tables.g_places, grad, plan.s.out, top - plan.halo, plan.band + plan.halo, false);
   }
 
   // Computes columns of a row, which are `next` apart in the tensor. Where the channels come first, the results stay in

@@ -66,7 +66,8 @@ void store_some(T* to, typename Element<T>::Vector value, std::int64_t count) {
   for (std::int64_t lane = 0; lane < count; ++lane) E::put(to + lane, value[lane]);
 }
 
-// Copies positions of `count` channels, which are `next` apart in the tensor, to their places.
+// Copies positions of `count` channels, which are `next` apart in the tensor, to their places. The channels of `others`
+// vectors at the same position are asked for early: all of them are wanted soon, and this way memory is read in order.
 template <class T, class Scalar>
 void pack_pixels(Scalar* to, const std::int32_t* places, const T* from, std::int64_t next, std::int64_t positions,
                  std::int64_t count, bool rectify, std::int64_t others) {

@@ -2,11 +2,12 @@
 
 // How a depthwise convolution is cut into pieces, and where everything is in the workspace.
 //
-// All arithmetic is on vectors of channels. Where the channels come first in memory, a vector holds the same position of
-// neighbouring planes, whatever images they belong to: then no lane is idle. A plane is copied into a padded buffer whose
-// rows lie `pitch` positions apart. There position p of the output is the sum over the taps of weight * buffer[p +
-// offset of the tap], one offset for all p. A stride deals the rows and columns of the input out to as many phases, each
-// with a buffer of its own, so that the positions stay neighbours. Large images are worked on in bands of rows.
+// All arithmetic is on vectors of channels. Where the channels come first in memory, a vector holds the same position
+// of neighbouring planes, whatever images they belong to: then no lane is idle. A plane is copied into a padded buffer
+// whose rows lie `pitch` positions apart. There position p of the output is the sum over the taps of weight *
+// buffer[p + offset of the tap], one offset for all p. A stride deals the rows and columns of the input out to as many
+// phases, each with a buffer of its own, so that the positions stay neighbours. Large images are worked on in bands of
+// rows.
 
 #include "hwnas/dwconv2d.h"
 #include "parallel.h"
@@ -15,7 +16,7 @@
 namespace hwnas::cpu::HWNAS_ISA {
 namespace {
 
-constexpr std::int64_t kRun = 7;      // taps worked on together: with the vectors of output they have to fit in registers
+constexpr std::int64_t kRun = 7;      // taps worked on together: with the vectors of output they fit in registers
 constexpr std::int64_t kPieces = 32;  // pieces of work to aim at: few add up longer, many serve more threads
 constexpr std::int64_t kBandBytes = 512 * 1024;
 
@@ -40,7 +41,7 @@ struct Plan {
   std::int64_t halo;     // rows that a band reads behind its last one
   std::int64_t reach;    // the same for columns
   std::int64_t pitch;    // from one row to the next; the gap is the padding right of the one and left of the other
-  std::int64_t rows, band, bands;
+  std::int64_t rows, band;
   std::int64_t plane;     // size of the buffer of one phase of the input
   std::int64_t origin;    // where the first row of a band is in the buffer of the gradient
   std::int64_t gradient;  // size of that buffer
@@ -67,7 +68,6 @@ struct Plan {
     if (backward) rows = at_least(rows, divide_up(s.in.height + s.padding.height, s.stride.height));
     const std::int64_t row_bytes = pitch * kVectorBytes * (phases + (backward ? 1 : 0));
     band = at_most(rows, at_least(kBandBytes / row_bytes, 1 + halo));
-    bands = divide_up(rows, band);
     plane = (band + halo) * pitch + reach;
     origin = reach + halo * pitch;
     gradient = origin + band * pitch;
@@ -123,8 +123,8 @@ struct Runs {
   std::int64_t count;
 };
 
-// Those that read rows inside an image of `height` rows, for the result in row `row`. Padding is worth a look: on small
-// images with large kernels it is most of what there is.
+// Those that read rows inside an image of `height` rows, for the result in row `row`: on small images with large
+// kernels they are few.
 inline Runs inside(const Runs& runs, std::int64_t row, std::int64_t height, Run* kept) {
   std::int64_t count = 0;
   for (const Run* run = runs.begin; run != runs.begin + runs.count; ++run) {
@@ -262,7 +262,7 @@ struct Buffers {
     end = carver.next;
   }
 
-  // What is padding stays zero, sums begin with it.
+  // What is padding left and right stays zero, sums begin with it.
   void clear() const {
     std::memset(static_cast<void*>(x), 0, reinterpret_cast<std::uintptr_t>(result) - begin);
   }

@@ -144,7 +144,7 @@ def test_against_float64(isa: str, name: str, dtype: torch.dtype, memory_format:
 def test_images_that_are_worked_on_in_bands(
     isa: str, stride: int, dilation: int, memory_format: torch.memory_format
 ) -> None:
-    leaves = arguments((1, 3, 400, 151), 5, memory_format=memory_format)
+    leaves = arguments((2, 3, 400, 151), 5, memory_format=memory_format)
     check(leaves, kernel_size=5, stride=stride, padding=2, dilation=dilation, pre_relu=True)
 
 
