@@ -49,7 +49,7 @@ WAYS = {
     f"{way}, {layout}": (way, layout)
     for way, layout in itertools.product(("plain", "without kernels", "with kernels"), ("NCHW", "channels_last"))
 }
-STEPS = 3  # whose losses are compared
+STEPS = 2  # whose losses are compared; they warm up, too
 TOLERANCE = 1e-3
 
 
@@ -290,7 +290,7 @@ def timed(into: list[float]) -> Iterator[None]:
 
 
 def peak_bytes(name: str, arguments: argparse.Namespace) -> int:
-    """Return how much memory two steps need, in a process of its own."""
+    """Return how much memory a step needs, in a process of its own."""
     sizes = [f"--{key}={getattr(arguments, key)}" for key in ("cells", "channels", "batch", "size", "threads")]
     command = [sys.executable, __file__, "--peak", name, *sizes]
     found = subprocess.run(command, check=True, capture_output=True, text=True)
@@ -300,8 +300,7 @@ def peak_bytes(name: str, arguments: argparse.Namespace) -> int:
 def print_peak(name: str, arguments: argparse.Namespace) -> None:
     step = step_of(*WAYS[name], arguments)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for _ in range(2):
-        step()
+    step()
     print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
 
 
