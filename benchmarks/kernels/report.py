@@ -1,4 +1,4 @@
-"""Writes the figures of docs/kernels.md from results/<operator>.json; --check only tells whether they are there.
+"""Writes the figures of docs/kernels.md from results/*.json; --check only tells whether they are there.
 
 python benchmarks/kernels/report.py [--check]
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hwnas.atomic import write_text
-from hwnas.kernels import native
+from hwnas.kernels.bench import cases
 
 RESULTS = Path(__file__).parent / "results"
 PAGE = Path(__file__).parents[2] / "docs" / "kernels.md"
@@ -59,6 +59,52 @@ def section(operator: str) -> list[str]:
     return [f"### {operator}", "", f"{where}.", "", *table(report["rows"]), "", plot, ""]
 
 
+def darts_step() -> list[str]:
+    """A table of the ways to take a step of DARTS."""
+    path = RESULTS / "darts_step.json"
+    if not path.exists():
+        return []
+    report = json.loads(path.read_text())
+    lines = [
+        "### A whole step of DARTS",
+        "",
+        f"{report['cells']} cells, {report['channels']} channels, batches of {report['batch']}, {report['threads']} "
+        f"thread(s), {report['rounds']} rounds; the gradients of the architecture and those of the weights.",
+        "",
+        "| | s | times faster than plain NCHW | than plain of this layout | peak memory, MB |",
+        "|---|---|---|---|---|",
+    ]
+    for name, way in report["ways"].items():
+        lines.append(
+            f"| {name} | {way['median_ms'] / 1e3:.2f} | {way['speedup_over_plain_nchw']:.2f} | "
+            f"{way['speedup_over_plain_of_this_layout']:.2f} | {way['peak_bytes'] / 2**20:.0f} |"
+        )
+    return [*lines, ""]
+
+
+def sampled_step() -> list[str]:
+    """A table of the ways to take a step of a sampled super-net."""
+    path = RESULTS / "sampled_step.json"
+    if not path.exists():
+        return []
+    report = json.loads(path.read_text())
+    lines = [
+        "### A whole step of a sampled super-net",
+        "",
+        f"A member of a MobileNet-like space, batches of {report['batch']} images of {report['size']} pixels; median "
+        "of the ratios within a round, with quartiles.",
+        "",
+        "| | " + " | ".join(f"{run['threads']} thread(s)" for run in report["runs"]) + " |",
+        "|---" * (1 + len(report["runs"])) + "|",
+    ]
+    for name in report["runs"][0]["ratios"]:
+        found = [run["ratios"][name] for run in report["runs"]]
+        cells = [f"{each['median']:.2f} ({each['quartile1']:.2f}-{each['quartile3']:.2f})" for each in found]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    peaks = ", ".join(f"{name} {size / 2**20:.0f} MB" for name, size in report["peak_bytes"].items())
+    return [*lines, "", f"Peak memory: {peaks}.", ""]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description="Write the figures of docs/kernels.md.")
     parser.add_argument("--check", action="store_true", help="change nothing, fail when they are not up to date")
@@ -66,7 +112,9 @@ def main() -> int:
     page = PAGE.read_text()
     head, rest = page.split(BEGIN)
     tail = rest.split(END)[1]
-    figures = "\n".join(line for operator in native.OPERATORS for line in section(operator))
+    operators = dict.fromkeys(case.operator for case in cases())
+    lines = [*darts_step(), *sampled_step(), *(line for operator in operators for line in section(operator))]
+    figures = "\n".join(lines)
     new = f"{head}{BEGIN}\n{figures}\n{END}{tail}"
     if arguments.check:
         return int(new != page)
