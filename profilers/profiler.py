@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from hwnas.cost import CostModel, Factor
-from hwnas.profilers.symbols import Table, conjunction, disjunction, listed_values, tabulate, union
+from hwnas.profilers.symbols import Table, check_table_size, conjunction, disjunction, listed_values, tabulate, union
 from hwnas.space import CategoricalMultiple, Constraint, Mutable, Sample
 from hwnas.space.node import Node
 from hwnas.space.walk import Partial, Structure, Undecided
@@ -170,10 +170,18 @@ def _limited(constraint: Constraint, decided: Sample, structure: Structure) -> F
 
 
 def masked(quantity: Table, conditions: Iterable[Table]) -> Table:
-    """Return a quantity where the conditions hold, and zero elsewhere."""
+    """Return a quantity where the conditions hold, and zero elsewhere.
+
+    Raises
+    ------
+    UnsupportedError
+        When it depends on too many labels together.
+    """
     where = conjunction(conditions)
     labels = union([where, quantity])
-    return Table(labels, where.aligned(labels) * quantity.aligned(labels))
+    holds, values = where.aligned(labels), quantity.aligned(labels)
+    check_table_size(np.broadcast_shapes(holds.shape, values.shape), labels)
+    return Table(labels, holds * values)
 
 
 def build_cost_model(space: Mutable, parts: Iterable[tuple[str, Table]], unit: str, constant: float = 0.0) -> CostModel:

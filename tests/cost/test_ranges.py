@@ -140,6 +140,10 @@ def test_every_way_of_drawing_gives_the_same_distribution(
         assert _within(ranges, everything).any()
         draws = _check(ranges, everything)
         assert draws.listed is None
+    # Costs without a common label.
+    domain = {"a": range(6), "b": range(6)}
+    time, size = (CostModel(domain, [Factor(label, np.arange(6.0))]) for label in domain)
+    assert _check([Range(time, high=3.5), Range(size, high=2.5)], enumerate_model(time)).listed is None
 
 
 def test_one_member_in_a_million_is_found() -> None:
@@ -277,3 +281,29 @@ def test_bad_ranges_are_refused() -> None:
         JointRanges([])
     with pytest.raises(ValueError, match="low <= high"):
         JointRanges([Range(model), Range(model, 2, 1)]).sample()
+
+
+def test_whole_numbers_need_no_rejection(monkeypatch: pytest.MonkeyPatch, enumerate_model: Enumerate) -> None:
+    monkeypatch.setattr("hwnas.cost.draws.Draws._list", lambda *_: False)
+    rng = np.random.default_rng(5)
+    domain = {f"l{i}": range(4) for i in range(6)}
+    time, size = (
+        CostModel(domain, [Factor(pair, rng.integers(0, 6, (4, 4))) for pair in pairwise(domain)]) for _ in range(2)
+    )
+    everything = enumerate_model(time)
+    a, b = (float(np.quantile(model.evaluate(everything.rows), 0.2)) for model in (time, size))
+    for ranges in ([Range(time, high=a), Range(size, high=b)], [Range(time, low=a + 3), Range(size, b, b + 9)]):
+        assert _check(ranges, everything).acceptance == 1.0
+
+
+def test_costs_that_grow_against_each_other(enumerate_model: Enumerate) -> None:
+    # No member is near both limits, yet many are within both.
+    domain = {"a": range(10), "b": range(10)}
+    time = CostModel(domain, [Factor(label, np.arange(10.0)) for label in domain])
+    size = CostModel(domain, [Factor(label, np.arange(10.0)[::-1]) for label in domain])
+    everything = enumerate_model(time)
+    _check([Range(time, high=14), Range(size, high=14)], everything)
+    _check([Range(time, low=4), Range(size, low=4)], everything)
+    with pytest.raises(BudgetError, match="10 instead of at most 9, or 9 instead of at most 8") as caught:
+        JointRanges([Range(time, high=9), Range(size, high=8)]).sample()
+    assert caught.value.nearest == (10, 9)

@@ -8,6 +8,7 @@ import torch
 
 from hwnas.errors import UnsupportedError
 from hwnas.profilers import symbols
+from hwnas.profilers.profiler import masked
 from hwnas.profilers.symbols import (
     SymbolTable,
     Table,
@@ -106,3 +107,11 @@ def test_the_padding_of_a_kernel_cancels_against_it() -> None:
     width = Categorical([16, 32, 48], label="width")
     wide, wider = table.size(tabulate(width), 16), table.size(tabulate(width * 2 + 8), 40)
     assert table.evaluate(wider - 2 * wide).values == 8
+
+
+def test_a_part_under_conditions_over_too_many_labels_is_refused_before_it_takes_memory() -> None:
+    quantity = Table(("a", "b"), np.ones((400, 400)))
+    conditions = [Table((label,), np.array([True, False])) for label in "cd"]
+    assert masked(quantity, conditions[:0]).values.shape == (400, 400)
+    with pytest.raises(UnsupportedError, match="640,000 combinations"):
+        masked(quantity, conditions)
