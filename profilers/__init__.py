@@ -8,6 +8,7 @@ from hwnas.profilers.flops import FlopsProfiler
 from hwnas.profilers.latency import OnnxRuntimeLatencyProfiler, Prediction, prepare_folder
 from hwnas.profilers.measurement import Measurement, SessionResult, Workload
 from hwnas.profilers.measuring import measure
+from hwnas.profilers.memory import ActivationMemoryProfiler, PeakMemoryProfiler
 from hwnas.profilers.parameters import NumParamsProfiler
 from hwnas.profilers.penalties import ExpectationProfilerPenalty, ProfilerPenalty, SampleProfilerPenalty
 from hwnas.profilers.profiler import Profiler
@@ -17,6 +18,7 @@ from hwnas.profilers.traced_space import TracedSpace
 
 __all__ = [
     "AccuracyReport",
+    "ActivationMemoryProfiler",
     "Device",
     "ExpectationProfilerPenalty",
     "FlopsProfiler",
@@ -25,6 +27,7 @@ __all__ = [
     "NumParamsProfiler",
     "OnnxRuntimeLatencyProfiler",
     "OrtTarget",
+    "PeakMemoryProfiler",
     "Prediction",
     "Profiler",
     "ProfilerFilter",

@@ -3,43 +3,48 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from hwnas.profilers.symbols import Table, conjunction, disjunction
-from hwnas.profilers.trace import Join, Trace
+from hwnas.profilers.trace import Join, Trace, storage_of
 
 
 def drop_dead_ends(trace: Trace) -> None:
     """Add to every operator the condition that something of what it computes reaches the output.
 
     An input choice leaves the tensors behind that it does not choose. An exported model does not compute them, and
-    counters of operators do not see them.
+    counters of operators do not see them. Memory is followed, not tensors: what is written into a view is read with the
+    whole.
     """
-    needed: dict[int, Table] = {id(tensor): Table((), np.asarray(True)) for tensor in trace.outputs}
+    written = [_storages(event.result if isinstance(event, Join) else event.output) for event in trace.timeline]
+    computed: set[int] = set()  # all but weights and views of them, which nobody has to compute
+    for event, storages in zip(trace.timeline, written, strict=True):
+        if isinstance(event, Join) or not event.operator.is_view:
+            computed |= storages
+    needed: dict[int, Table] = {storage_of(tensor): Table((), np.asarray(True)) for tensor in trace.outputs}
     never = Table((), np.asarray(False))
     called: dict[int, dict[int, Table]] = {}
 
-    def need(tensor: Tensor, when: Table) -> None:
-        known = needed.setdefault(id(tensor), when)
+    def need(storage: int, when: Table) -> None:
+        known = needed.setdefault(storage, when)
         if known is not when:  # a chain of operators hands one table on
-            needed[id(tensor)] = disjunction([known, when])
+            needed[storage] = disjunction([known, when])
 
     for position in reversed(range(len(trace.timeline))):
         event = trace.timeline[position]
         if isinstance(event, Join):
-            when = needed.get(id(event.result), never)
+            when = needed.get(storage_of(event.result), never)
             for source, condition in event.sources:
-                need(source, when if condition is None else conjunction([when, condition]))
+                need(storage_of(source), when if condition is None else conjunction([when, condition]))
             continue
-        produced = [leaf for leaf in pytree.tree_leaves(event.output) if isinstance(leaf, Tensor)]
-        reached = [needed[id(leaf)] for leaf in produced if id(leaf) in needed]
+        reached = [needed[storage] for storage in written[position] if storage in needed]
         when = reached[0] if len(reached) == 1 else disjunction(reached)
-        for leaf in pytree.tree_leaves((event.args, event.kwargs)):
-            if isinstance(leaf, Tensor):
-                need(leaf, when)
+        for storage in _storages((event.args, event.kwargs)) & computed:
+            need(storage, when)
         if when.labels or not when.values:
             trace.timeline[position] = replace(event, conditions=(*event.conditions, when))
         caller = event.caller
@@ -50,3 +55,7 @@ def drop_dead_ends(trace: Trace) -> None:
         replace(call, needed=disjunction(called[index].values()) if index in called else never)
         for index, call in enumerate(trace.modules)
     ]
+
+
+def _storages(tensors: Any) -> set[int]:
+    return {storage_of(leaf) for leaf in pytree.tree_leaves(tensors) if isinstance(leaf, Tensor)}

@@ -2,8 +2,8 @@
 
 The conventions are those of fvcore, the counter that papers quote: one multiply-add counts once; a batch
 normalisation in inference counts two for each element (one without affine parameters), other normalisations five (or
-four); adaptive pooling and interpolation count one for each element that they read or write; elementwise operators
-count nothing.
+four); adaptive pooling counts one for each element that it reads, interpolation one for each element that it reads to
+write another; elementwise operators, sorting and reductions count nothing.
 """
 
 from __future__ import annotations
@@ -107,8 +107,9 @@ def attention(query: Any, key: Any, value: Any, *rest: Any, output: Any, **optio
     aten._batch_norm_no_update,
 )
 def batch_norm(x: Any, weight: Any, *rest: Any, output: Any) -> Any:
-    """Scale and shift; in inference the statistics are constants."""
-    return x.numel() * (2 if weight is not None else 1)
+    """Scale and shift; in inference the statistics are constants, but not those of an instance normalisation."""
+    own_statistics = any(option is True for option in rest)
+    return x.numel() * ((5 if own_statistics else 2) if weight is not None else (4 if own_statistics else 1))
 
 
 @formula(aten.native_layer_norm)
@@ -141,26 +142,75 @@ def recurrent_layer(x: Any, weight: Any, recurrent_weight: Any, *rest: Any, outp
     return x.shape[0] * x.shape[1] * (weight.numel() + recurrent_weight.numel())
 
 
-@formula(aten.upsample_nearest2d, aten.upsample_bilinear2d, aten.upsample_bicubic2d, aten.upsample_nearest1d)
-def upsample(x: Any, *rest: Any, output: Any, **options: Any) -> Any:
-    """Each output element is written once."""
+@formula(aten.mv)
+def matrix_vector_product(a: Any, b: Any, *, output: Any) -> Any:
+    """One for each element of the matrix."""
+    return a.numel()
+
+
+@formula(aten.addmv)
+def affine_vector_product(bias: Any, a: Any, b: Any, *, output: Any, **scales: Any) -> Any:
+    """As a matrix-vector product; the addition is free."""
+    return a.numel()
+
+
+@formula(aten.dot, aten.vdot)
+def scalar_product(a: Any, b: Any, *, output: Any) -> Any:
+    """One for each pair of elements."""
+    return a.numel()
+
+
+@formula(
+    aten.upsample_nearest1d,
+    aten.upsample_nearest2d,
+    aten.upsample_nearest3d,
+    aten._upsample_nearest_exact1d,
+    aten._upsample_nearest_exact2d,
+    aten._upsample_nearest_exact3d,
+)
+def upsample_nearest(x: Any, *rest: Any, output: Any, **options: Any) -> Any:
+    """Each output element is copied once."""
     return output.numel()
+
+
+@formula(aten.upsample_linear1d, aten.upsample_bilinear2d, aten.upsample_trilinear3d)
+def upsample_linear(x: Any, *rest: Any, output: Any, **options: Any) -> Any:
+    """Each output element is a weighted sum of two neighbours in each dimension."""
+    return output.numel() * 2 ** (len(output.shape) - 2)
+
+
+@formula(aten.upsample_bicubic2d)
+def upsample_cubic(x: Any, *rest: Any, output: Any, **options: Any) -> Any:
+    """Each output element is a weighted sum of four by four neighbours."""
+    return output.numel() * 16
+
+
+@formula(aten.grid_sampler_2d, aten.grid_sampler_3d, aten._grid_sampler_2d_cpu_fallback)
+def grid_sample(x: Any, grid: Any, mode: int, *rest: Any, output: Any) -> Any:
+    """Each output element is a weighted sum of its neighbours: two in each dimension, one, or four."""
+    return output.numel() * (2, 1, 4)[mode] ** (len(output.shape) - 2)
 
 
 # By the same convention these multiply nothing, although they are neither elementwise nor views.
 FREE: frozenset[Any] = frozenset(
     {
-        aten.cat, aten.stack, aten.sum, aten.amax, aten.amin, aten.max, aten.min, aten.argmax, aten.topk,
-        aten._softmax, aten._log_softmax, aten.max_pool2d_with_indices, aten.max_pool2d, aten.avg_pool2d,
+        aten.cat, aten.stack, aten.sum, aten.amax, aten.amin, aten.max, aten.min, aten.argmax, aten.topk, aten._softmax,
+        aten._safe_softmax, aten._log_softmax, aten.max_pool2d_with_indices, aten.max_pool2d, aten.avg_pool2d,
         aten.max_pool1d, aten.avg_pool1d, aten.adaptive_max_pool2d, aten.avg_pool3d, aten.max_pool3d_with_indices,
         aten.embedding, aten.index_select, aten.index, aten.gather, aten.constant_pad_nd, aten.reflection_pad2d,
         aten.replication_pad2d, aten.clone, aten._to_copy, aten.copy_, aten.contiguous, aten.empty, aten.zeros,
         aten.ones, aten.full, aten.arange, aten.zeros_like, aten.ones_like, aten.full_like, aten.empty_like,
-        aten.new_zeros, aten.new_empty, aten.scalar_tensor, aten.lift_fresh_copy, aten.lift_fresh, aten.roll,
-        aten.flip, aten.repeat, aten._unsafe_view, aten.view, aten.reshape, aten.split_with_sizes, aten.native_dropout,
-        aten.unsafe_split, aten.unsafe_chunk, aten.hardswish,
-        aten.bernoulli_, aten.cumsum, aten.channel_shuffle, aten.pixel_shuffle, aten.pixel_unshuffle, aten.sym_size,
-        aten.detach, aten.linalg_vector_norm, aten.var_mean, aten.var, aten.hardtanh, aten.tril, aten.triu,
+        aten.new_zeros, aten.new_empty, aten.scalar_tensor, aten.lift_fresh_copy, aten.lift_fresh, aten.roll, aten.flip,
+        aten.repeat, aten._unsafe_view, aten.view, aten.reshape, aten.split_with_sizes, aten.native_dropout,
+        aten.unsafe_split, aten.unsafe_chunk, aten.hardswish, aten.bernoulli_, aten.cumsum, aten.channel_shuffle,
+        aten.pixel_shuffle, aten.pixel_unshuffle, aten.sym_size, aten.sort, aten.scatter, aten.scatter_,
+        aten.scatter_add, aten.scatter_reduce, aten.index_put, aten.index_put_, aten.index_add, aten.masked_fill,
+        aten.im2col, aten.col2im, aten._embedding_bag, aten._embedding_bag_forward_only, aten.reflection_pad1d,
+        aten.reflection_pad3d, aten.replication_pad1d, aten.replication_pad3d, aten.logsumexp, aten.std, aten.std_mean,
+        aten.prod, aten.cumprod, aten.all, aten.any, aten.argmin, aten.nonzero, aten.transpose_, aten.t_, aten.squeeze_,
+        aten.unsqueeze_, aten._prelu_kernel, aten.fill_, aten.zero_, aten.eye, aten.randn, aten.rand,
+        aten.select_scatter, aten.slice_scatter, aten.median, aten.kthvalue, aten.cummax, aten.cummin, aten.detach,
+        aten.linalg_vector_norm, aten.var_mean, aten.var, aten.hardtanh, aten.tril, aten.triu,
     }
 )  # fmt: skip
 

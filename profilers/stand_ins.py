@@ -106,8 +106,10 @@ class StandInWeights(TorchFunctionMode):
 
     def _weight(self, weight: Tensor, shape: list[Size]) -> Tensor:
         sizes = (size.node.expr if isinstance(size, torch.SymInt) else size for size in shape)
-        key = (weight.dtype, weight.device, *sizes)
+        # Whether a product is folded depends on which of its operands are trained.
+        key = (weight.dtype, weight.device, weight.requires_grad, *sizes)
         if key not in self._made:
             with self._tracer.silent():
-                self._made[key] = torch.empty(shape, dtype=weight.dtype, device=weight.device)
+                made = torch.empty(shape, dtype=weight.dtype, device=weight.device)
+                self._made[key] = made.requires_grad_(weight.requires_grad)
         return self._made[key]

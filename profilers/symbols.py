@@ -73,13 +73,16 @@ def disjunction(conditions: Iterable[Table]) -> Table:
 
 
 def _fold(operation: np.ufunc, conditions: Iterable[Table], start: bool) -> Table:
-    conditions = list(conditions)
-    labels = union(conditions)
-    holds: np.ndarray = np.full((), start)
-    for condition in conditions:
-        holds = operation(holds, condition.aligned(labels))
-    check_table_size(holds.shape, labels)
-    return Table(labels, np.asarray(holds)).reduced()
+    """Combine tables one after the other, those over few labels first: many of the others then add nothing."""
+    total = Table((), np.asarray(start))
+    for condition in sorted(conditions, key=lambda condition: len(condition.labels)):
+        labels = union([total, condition])
+        known, new = total.aligned(labels), condition.aligned(labels)
+        check_table_size(np.broadcast_shapes(known.shape, new.shape), labels)
+        holds = operation(known, new)
+        if (holds != known).any():
+            total = Table(labels, holds).reduced()
+    return total
 
 
 def listed_values(mutable: Dimension) -> list[Any]:

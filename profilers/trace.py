@@ -133,3 +133,12 @@ class Trace:
     def operators(self) -> list[OpCall]:
         """The operators in the order of execution."""
         return [event for event in self.timeline if isinstance(event, OpCall)]
+
+
+def storage_of(tensor: Tensor) -> int:
+    """Return what identifies the memory of a tensor, which its views share.
+
+    A trace keeps all its tensors, so no identity is used twice.
+    """
+    identity: int = tensor.untyped_storage()._cdata
+    return identity

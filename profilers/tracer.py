@@ -175,7 +175,7 @@ class Tracer(Relaxation):
     ) -> Tensor:
         """Return a tensor that stands for one of several, without leaving an operator behind."""
         with self.silent():
-            result: Tensor = torch.ops.aten.alias(sources[0][0] if like is None else like)
+            result = torch.empty_like(sources[0][0] if like is None else like)  # of which nothing else is a view
         if chosen is None:
             chosen = [Table((), np.asarray(True)) if when is None else when for _, when in sources]
         self.timeline.append(Join(result, sources, chosen))

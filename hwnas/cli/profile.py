@@ -56,7 +56,7 @@ def profile(
         int,
         typer.Option("--members", min=2, help="Whole members on which predictions are compared with measurements."),
     ] = 30,
-    check: Annotated[bool, typer.Option("--check", help="Compare MACs with fvcore.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Compare MACs with fvcore and PyTorch's counter.")] = False,
     measure_on: Annotated[
         Path | None,
         typer.Option(
@@ -271,4 +271,9 @@ def _raise_on_difference(check: dict[str, Any] | None) -> None:
             f"MACs differ from fvcore's by up to {percent(check['largest_difference'])}: {check['macs']:.0f} "
             f"against {check['fvcore_macs']:.0f} for {check['sample']}. fvcore counted nothing for: "
             f"{', '.join(check['uncounted']) or 'none'}"
+        )
+    if check is not None and check.get("largest_torch_difference", 0.0) > MACS_TOLERANCE:
+        raise HwnasError(
+            "MACs of convolutions and products differ from those of PyTorch's counter by up to "
+            f"{percent(check['largest_torch_difference'])}"
         )

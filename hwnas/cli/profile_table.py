@@ -35,7 +35,8 @@ def print_profile(found: dict[str, Any]) -> None:
         check = found["fvcore"]
         print_lines(
             f"MACs against fvcore on {check['members']} members: largest relative difference "
-            f"{check['largest_difference']:.1e}"
+            f"{check['largest_difference']:.1e}; of products and convolutions against PyTorch's counter: "
+            f"{check['largest_torch_difference']:.1e}"
         )
 
 

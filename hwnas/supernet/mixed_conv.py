@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils._pytree import tree_leaves
 
 from hwnas.kernels import mask_scale
 from hwnas.kernels.dwconv2d import dwconv2d
@@ -218,6 +219,8 @@ def _is_depthwise(x: Tensor, weight: Tensor, out_channels: int, values: dict[str
     if torch.compiler.is_compiling():
         return False
     if type(groups) is not int or groups == 1 or values.get("padding_mode", "zeros") != "zeros":
+        return False
+    if any(isinstance(size, torch.SymInt) for size in tree_leaves((values["kernel_size"], _places(values)))):
         return False
     return x.dim() == 4 and groups == x.shape[1] == out_channels and weight.shape[1] == 1
 

@@ -29,6 +29,7 @@ def test_figures_of_a_space_that_can_be_counted_by_hand(run, tiny, tmp_path):
     median = found["median_member"]
     assert sum(part["latency_ms"] for part in median["parts"]) == pytest.approx(median["latency_ms"])
     assert found["fvcore"]["largest_difference"] == 0
+    assert found["fvcore"]["largest_torch_difference"] == 0
     assert found["accuracy"]["n"] == 8
 
     ends = [found["fastest_member"], found["slowest_member"]]

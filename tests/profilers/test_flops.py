@@ -10,9 +10,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 import hwnas.nn as nn
 from hwnas.profilers.flops import FlopsProfiler
+from hwnas.profilers.macs import FORMULAS
 from hwnas.profilers.parameters import NumParamsProfiler
 from hwnas.supernet import Softmax
 
@@ -331,3 +334,113 @@ def test_a_constraint_counts_only_where_it_is_active() -> None:
     found = {tuple(sorted(sample.items())) for sample in model.sample_within(None, None, n=2000, seed=0)}
     assert found <= {tuple(sorted(sample.items())) for sample in valid}
     assert {dict(sample)["body"] for sample in found} == {0, 1, 2}
+
+
+class Function(nn.ModelSpace):
+    """A layer of chosen width, and any function of what it gives."""
+
+    def __init__(self, layer: Any, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.layer, self.function = layer, function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self.layer(x))
+
+
+def written(x: Tensor) -> Tensor:
+    out = torch.zeros_like(x)
+    out[:, :2] = F.conv2d(x[:, :3], torch.ones(2, 3, 1, 1))
+    return out
+
+
+WIDTH = choice([4, 8], "w")
+IMAGE, SEQUENCE, VOLUME = torch.zeros(2, 3, 8, 8), torch.zeros(2, 5, 8), torch.zeros(1, 3, 2, 4, 4)
+
+# Multiply-adds behind the layer as a function of its width w; on the right how they come about.
+FUNCTIONS: dict[str, tuple[Tensor, Callable[[Tensor], Tensor], Callable[[int], int]]] = {
+    "attention": (SEQUENCE, lambda x: F.scaled_dot_product_attention(x, x, x), lambda w: 2 * 2 * 5 * 5 * w),
+    "causal": (SEQUENCE, lambda x: F.scaled_dot_product_attention(x, x, x, is_causal=True), lambda w: 100 * w),
+    "einsum": (SEQUENCE, lambda x: torch.einsum("bic,bjc->bij", x, x), lambda w: 2 * 5 * 5 * w),
+    "bmm": (SEQUENCE, lambda x: torch.bmm(x, x.transpose(1, 2)), lambda w: 2 * 5 * 5 * w),
+    "mv": (SEQUENCE, lambda x: x[0] @ x[0, 0], lambda w: 5 * w),
+    "addmv": (SEQUENCE, lambda x: torch.addmv(torch.zeros(5), x[0], x[0, 0]), lambda w: 5 * w),
+    "dot": (SEQUENCE, lambda x: torch.dot(x[0, 0], x[0, 0]), lambda w: w),
+    "sort": (SEQUENCE, lambda x: x.sort(-1)[0].cumprod(-1).logsumexp(-1).std(-1), lambda w: 0),
+    "linear": (SEQUENCE, lambda x: F.interpolate(x, size=9, mode="linear"), lambda w: 2 * 2 * 5 * 9),
+    "nearest": (IMAGE, lambda x: F.interpolate(x, scale_factor=2), lambda w: 2 * w * 16 * 16),
+    "bilinear": (IMAGE, lambda x: F.interpolate(x, size=(5, 9), mode="bilinear"), lambda w: 4 * 2 * w * 5 * 9),
+    "bicubic": (IMAGE, lambda x: F.interpolate(x, size=(5, 9), mode="bicubic"), lambda w: 16 * 2 * w * 5 * 9),
+    "trilinear": (VOLUME, lambda x: F.interpolate(x, scale_factor=2, mode="trilinear"), lambda w: 8 * w * 4 * 8 * 8),
+    "sampled": (
+        IMAGE,
+        lambda x: F.grid_sample(x, torch.zeros(2, 4, 4, 2), align_corners=False),
+        lambda w: 4 * 2 * w * 4 * 4,
+    ),
+    "unfold": (IMAGE, lambda x: F.fold(F.unfold(x, 3), 8, 3), lambda w: 0),
+    "instances": (IMAGE, lambda x: F.instance_norm(x), lambda w: 4 * 2 * w * 8 * 8),
+    "written": (IMAGE, written, lambda w: 2 * 2 * 3 * 8 * 8),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_functional_calls_are_counted(name: str) -> None:
+    fvcore = pytest.importorskip("fvcore.nn")
+    logging.getLogger("fvcore.nn.jit_analysis").setLevel(logging.ERROR)
+    x, function, macs = FUNCTIONS[name]
+    layers = {3: nn.Linear(8, WIDTH), 4: nn.Conv2d(3, WIDTH, 1), 5: nn.Conv3d(3, WIDTH, 1)}
+    space = Function(layers[x.dim()], function)
+    profiler = FlopsProfiler(space, x)
+    products = {packet: (lambda *_, **__: 0) for packet in FORMULAS if packet not in flop_registry}
+    multiplied = FlopsProfiler(space, x, formulas=products)
+    assert not profiler.uncounted
+    for sample in space.grid():
+        model, w = space.freeze(sample).eval(), sample["w"]
+        layer = {3: 2 * 5 * 8, 4: 2 * 64 * 3, 5: 32 * 3}[x.dim()] * w
+        assert profiler.profile(sample) == layer + macs(w)
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            model(x)
+        assert 2 * multiplied.profile(sample) == counter.get_total_flops()
+        if name == "mv":
+            continue  # fvcore cannot
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            analysis = fvcore.FlopCountAnalysis(model, x).unsupported_ops_warnings(False).tracer_warnings("none")
+            counted, unknown = analysis.total(), set(analysis.unsupported_ops())
+        if not any(word in op for op in unknown for word in ("attention", "upsample", "dot", "addmv")):
+            assert profiler.profile(sample) == counted
+
+
+@pytest.mark.parametrize(
+    ("function", "operator"),
+    [
+        (lambda x: torch.fft.rfft(x).abs(), "_fft_r2c"),
+        (lambda x: torch.cdist(x, x), "_cdist_forward"),
+        (torch.linalg.svdvals, "_linalg_svd"),
+    ],
+)
+def test_what_has_no_formula_is_named(function: Callable[[Tensor], Tensor], operator: str) -> None:
+    with pytest.warns(UserWarning, match=operator):
+        FlopsProfiler(Function(nn.Linear(8, WIDTH), function), SEQUENCE)
+
+
+def test_a_depthwise_convolution_of_chosen_kernel_and_constant_width() -> None:
+    kernel = choice([3, 5], "k")
+    space = Function(nn.Conv2d(3, 3, kernel, padding=kernel // 2, groups=3), torch.relu)
+    profiler = FlopsProfiler(space, IMAGE)
+    assert [profiler.profile({"k": k}) for k in (3, 5)] == [2 * 3 * 64 * 9, 2 * 3 * 64 * 25]
+
+
+def test_recurrent_layers_meet_every_step() -> None:
+    for layer, gates in ((torch.nn.LSTM(4, 6, batch_first=True), 4), (torch.nn.GRU(4, 6, batch_first=True), 3)):
+        function = Recurrent(layer)
+        assert FlopsProfiler(function, SEQUENCE).profile({"w": 4}) == 2 * 5 * 8 * 4 + 2 * 5 * gates * 6 * (4 + 6)
+
+
+class Recurrent(nn.ModelSpace):
+    def __init__(self, layer: torch.nn.Module) -> None:
+        super().__init__()
+        self.project, self.layer = nn.Linear(8, choice([4], "w")), layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.layer(self.project(x))[0]
+        return y

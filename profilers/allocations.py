@@ -1,0 +1,123 @@
+"""Which memory a traced forward pass allocates, and which operators read it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from hwnas.errors import UnsupportedError
+from hwnas.profilers.profiler import masked
+from hwnas.profilers.symbols import SymbolTable, Table, conjunction, union
+from hwnas.profilers.trace import Join, OpCall, Trace, storage_of
+from hwnas.supernet import MixedInput
+
+_ALWAYS = Table((), np.asarray(True))
+INPUT = "input"
+
+
+@dataclass
+class Allocation:
+    """The memory of one or several tensors that are views of each other.
+
+    Parameters
+    ----------
+    name : str
+        Path of the module that wrote it, or ``"input"``.
+    size : Table
+        In bytes; zero in members that do not allocate it.
+    where : Table
+        Boolean: the members that do.
+    step : int
+        Position of the operator that writes it in the timeline; -1 for inputs.
+    uses : list of (int, Table)
+        Positions of the operators that read or write it, and in which members; the position behind the last one
+        stands for the caller of the model.
+    """
+
+    name: str
+    size: Table
+    where: Table
+    step: int
+    uses: list[tuple[int, Table]] = field(default_factory=list)
+
+
+def allocations_of(trace: Trace) -> list[Allocation]:
+    """Return what the inputs and the operators of a trace allocate, in the order of execution.
+
+    Views and results of in-place operators share the memory of what they were made from. Weights, and views of
+    them, are left out, as is what operators allocate for themselves while they run.
+
+    Raises
+    ------
+    UnsupportedError
+        When a sum has as many terms as a choice of any number of inputs: the trace does not say how many.
+    """
+    for module in trace.space.modules():
+        if isinstance(module, MixedInput) and module.n_chosen is None and module.label not in trace.fixed:
+            raise UnsupportedError(
+                f"InputChoice {module.label!r}: memory is not known for a choice of any number of inputs, since every "
+                "number of them writes other intermediate sums; give it n_chosen"
+            )
+    ledger = _Ledger(trace.symbols)
+    here = conjunction(trace.conditions)
+    for tensor in trace.inputs:
+        ledger.allocate(tensor, INPUT, here, -1)
+    for step, event in enumerate(trace.timeline):
+        if isinstance(event, Join):
+            ledger.join(event)
+        else:
+            ledger.run(event, step)
+    for tensor in trace.outputs:
+        ledger.use(tensor, len(trace.timeline), here)
+    return ledger.allocations
+
+
+class _Ledger:
+    """Knows for the storage of every tensor what it may be: allocations, each with a condition."""
+
+    def __init__(self, symbols: SymbolTable) -> None:
+        self.allocations: list[Allocation] = []
+        self._symbols = symbols
+        self._known: dict[int, list[tuple[Allocation, Table]]] = {}
+
+    def allocate(self, tensor: Tensor, name: str, where: Table, step: int) -> None:
+        size = Table((), np.asarray(tensor.element_size()))
+        for extent in tensor.shape:
+            size = _product(size, self._symbols.evaluate(extent))
+        made = Allocation(name, masked(size, [where]), where, step)
+        self.allocations.append(made)
+        self._known[storage_of(tensor)] = [(made, _ALWAYS)]
+
+    def run(self, call: OpCall, step: int) -> None:
+        where = conjunction(call.conditions)
+        read = [leaf for leaf in pytree.tree_leaves((call.args, call.kwargs)) if isinstance(leaf, Tensor)]
+        for tensor in read:
+            self.use(tensor, step, where)
+        for tensor in pytree.tree_leaves(call.output):
+            if not isinstance(tensor, Tensor) or storage_of(tensor) in self._known:
+                continue
+            if call.operator.is_view:  # of a weight
+                self._known[storage_of(tensor)] = []
+            else:
+                self.allocate(tensor, call.module, where, step)
+
+    def join(self, join: Join) -> None:
+        self._known[storage_of(join.result)] = [
+            (allocation, conjunction([condition, when]))
+            for (source, _), when in zip(join.sources, join.chosen, strict=True)
+            for allocation, condition in self._known.get(storage_of(source), [])
+        ]
+
+    def use(self, tensor: Tensor, step: int, where: Table) -> None:
+        for allocation, condition in self._known.get(storage_of(tensor), []):
+            when = conjunction([where, condition])
+            if when.values.any():
+                allocation.uses.append((step, when))
+
+
+def _product(a: Table, b: Table) -> Table:
+    labels = union([a, b])
+    return Table(labels, a.aligned(labels) * b.aligned(labels))
