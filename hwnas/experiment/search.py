@@ -224,8 +224,11 @@ class _Run:
             return budget
         # So near the minimum there is nothing to spare.
         budget = Budget({"latency_ms": settings.max_latency_ms}, profiler)
-        assert budget.ranges  # raises when there is no member
-        self.narrator.say(f"no member is within the budget with a probability of {100 * settings.confidence:g} %")
+        limit = budget.bounds["latency_ms"]  # raises when there is no member
+        self.narrator.say(
+            f"no member is within the budget with a probability of {100 * settings.confidence:g} %; those that are "
+            f"predicted to take at most {limit:.3f} ms are looked at"
+        )
         return budget
 
     def _train_supernet(self, space: Any, budget: Budget) -> OneShotStrategy:

@@ -15,6 +15,7 @@ import torch
 from typer.testing import CliRunner, Result
 
 from hwnas.cli import app
+from hwnas.cost import CostModel, Factor
 from hwnas.errors import BudgetError, StoreError, TrainingError, VerificationError
 from hwnas.experiment import (
     STRATEGIES,
@@ -27,7 +28,10 @@ from hwnas.experiment import (
     load_task,
     run_search,
 )
+from hwnas.experiment import search as search_module
+from hwnas.experiment.run_folder import RunFolder
 from hwnas.export import export_onnx, load_bundle, verify_onnx
+from hwnas.profilers import Profiler
 from hwnas.space import sample_from_json
 
 # Copies of a run lie elsewhere, and Lightning says so.
@@ -412,3 +416,35 @@ def test_a_search_in_int8(tiny: Task, machine: Any, store: Path, tmp_path: Path)
     ranking = json.loads((tmp_path / "run" / "ranking.json").read_text())
     assert all(entry["predicted_ms"] <= 0.98 * BUDGET for entry in ranking)
     assert result.settings["confidence"] == 0.75
+
+
+def test_the_budget_that_members_are_looked_at_within(tiny: Task, tmp_path: Path) -> None:
+    """Predictions of 1, 2 and 3 ms with an error of 5 %, and 2 % to spare for the difference of two sessions."""
+
+    class Predicted(Profiler):
+        relative_residual = least_relative_stderr = 0.05
+        anchors = ()
+
+        def stderr(self, sample: Any) -> float:
+            return 0.05 * self.profile(sample)
+
+    class Listener(Silent):
+        def say(self, text: str) -> None:
+            said.append(text)
+
+    said: list[str] = []
+    model = CostModel({"width": [1, 2, 3]}, [Factor(("width",), [1.0, 2.0, 3.0])], unit="ms")
+    profiler: Any = Predicted(model)
+
+    def bound(limit: float, confidence: float = 0.9) -> float:
+        asked = settings(max_latency_ms=limit, confidence=confidence)
+        run = search_module._Run(tiny, asked, RunFolder(tmp_path / f"{limit} {confidence}", {}), Listener())
+        return run._budget(profiler).bounds["latency_ms"]
+
+    assert bound(2.5) == pytest.approx(2.5 * 0.98 / (1 + 0.05 * 1.281552), rel=1e-6)
+    assert bound(2.5, 0.5) == pytest.approx(2.5 * 0.98)
+    assert "with a probability of 50 %" in said[-1]
+    assert bound(1.01) == 1.01  # the fastest member is so near that nothing can be spared
+    assert "no member is within the budget with a probability of 90 %" in said[-1]
+    with pytest.raises(BudgetError):
+        bound(0.99)
