@@ -93,6 +93,7 @@ class RangeProfilerFilter(ProfilerFilter):
         self.max = max
         self.confidence = confidence
         self._quantile = quantile_of_confidence(confidence)
+        self._least = profiler.least_relative_stderr if self._quantile else 0.0
         self.low, self.high = self._shifted()
         profiler.cost_model.sample_within(self.low, self.high)  # raises when nothing is feasible
 
@@ -102,7 +103,7 @@ class RangeProfilerFilter(ProfilerFilter):
         if not self._quantile or not self.accepts(cost):
             return self.accepts(cost)
         stderr = self.profiler.stderr(sample)
-        if stderr <= self.profiler.least_relative_stderr * abs(cost) * _ROUNDING:
+        if stderr <= self._least * abs(cost) * _ROUNDING:
             return True  # that is what the ends are shifted by
         margin = self._quantile * stderr
         return _within(cost - margin, cost + margin, self.min, self.max)
@@ -114,7 +115,7 @@ class RangeProfilerFilter(ProfilerFilter):
     def _shifted(self) -> tuple[float | None, float | None]:
         if not self._quantile:
             return self.min, self.max
-        relative = self._quantile * self.profiler.least_relative_stderr
+        relative = self._quantile * self._least
         if math.isnan(relative):
             raise ValueError(
                 f"RangeProfilerFilter: a confidence of {self.confidence} needs the error of {self.profiler.name}, "
@@ -123,7 +124,7 @@ class RangeProfilerFilter(ProfilerFilter):
         if self.min is not None and self.min > 0 and relative >= 1:
             raise BudgetError(
                 f"no cost is at least {self.min:g} {self.profiler.unit} with a confidence of {self.confidence}: the "
-                f"error is {self.profiler.least_relative_stderr:.3g} of the cost. Lower the confidence",
+                f"error is {self._least:.3g} of the cost. Lower the confidence",
             )
         # A limit of the other sign than that of costs is met by all of them or by none, whatever their error.
         low = self.min if self.min is None or self.min <= 0 else self.min / (1 - relative)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from hwnas.errors import HwnasError
+from hwnas.errors import HwnasError, UnsupportedError
 from hwnas.nn import ModelSpace
 from hwnas.profilers.accuracy import AccuracyReport, compare
 from hwnas.profilers.device import Device, describe_device
@@ -273,8 +273,17 @@ class OnnxRuntimeLatencyProfiler(Profiler):
 
     @property
     def least_relative_stderr(self) -> float:
-        """Least standard deviation of a prediction relative to it; see `Profiler`. NaN without calibration."""
-        return self.relative_residual
+        """Least standard deviation of a prediction relative to it; see `Profiler`. NaN without calibration.
+
+        That of measuring, and the misfit, which is a share of all but the empty run.
+        """
+        if self._posterior is None:
+            return float("nan")
+        try:
+            share = 1 - self.overhead_ms / self.cost_model.minimum().cost
+        except UnsupportedError:  # exact bounds are out of reach where very many labels depend on each other
+            share = 0.0
+        return float(np.hypot(self._noise, self._posterior.misfit * max(share, 0.0)))
 
     def stderr(self, sample: Sample) -> float:
         """Return the standard deviation of `predict`, in milliseconds."""

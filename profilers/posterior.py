@@ -76,6 +76,8 @@ class Posterior:
         Posterior means.
     left_out : ndarray, shape (n_nets,)
         What each net costs more than it is predicted to from all the other nets.
+    misfit : float
+        Root of the mean square of the misfit: the least relative standard deviation of what another net takes.
 
     References
     ----------
@@ -95,6 +97,7 @@ class Posterior:
         self._components = [component for component, keep in zip(everything, kept, strict=True) if keep]
         self.mean: Array = self._average([component.mean for component in self._components])
         self.left_out: Array = self._average([component.left_out for component in self._components])
+        self.misfit = float(np.sqrt(self._weights @ [component.misfit**2 for component in self._components]))
 
     def _average(self, values: Sequence[Array]) -> Array:
         return np.asarray(np.tensordot(self._weights, np.stack(values), 1))

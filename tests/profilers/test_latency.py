@@ -278,6 +278,26 @@ def test_the_error_of_a_prediction_covers_measurements(install: Callable[..., Ma
     assert found.stderr_ms / found.latency_ms == pytest.approx(profiler.relative_residual, rel=0.5)
 
 
+def test_a_confidence_counts_with_the_error_of_each_member(install: Callable[..., Machine]) -> None:
+    def noisy(workload: Workload) -> float:
+        noise = int(workload.key[:6], 16) / 0xFFFFFF - 0.5 if workload.name.startswith("member") else 0.0
+        return by_macs(workload) * (1 + 0.2 * noise)
+
+    install(noisy)
+    space = Net()
+    profiler = OnnxRuntimeLatencyProfiler(space, X)
+    members = list(space.grid())
+    predicted = [profiler.predict(sample) for sample in members]
+    shares = [each.stderr_ms / each.latency_ms for each in predicted]
+    # A bound, and not far from the truth: what it is too low by has to be rejected.
+    assert 0.3 * min(shares) < profiler.least_relative_stderr <= min(shares) * (1 + 1e-9)
+    limit = float(np.median([each.latency_ms for each in predicted]))
+    within = Within(profiler, max=limit, confidence=0.9)
+    feasible = [each.latency_ms + 1.2815516 * each.stderr_ms <= limit for each in predicted]
+    assert [within(sample) for sample in members] == feasible
+    assert 0 < sum(feasible) < sum(each.latency_ms <= limit for each in predicted)
+
+
 def test_without_calibration_nothing_is_fitted(install: Callable[..., Machine]) -> None:
     machine = install()
     profiler = OnnxRuntimeLatencyProfiler(Net([4]), X, calibration=0)
@@ -285,6 +305,7 @@ def test_without_calibration_nothing_is_fitted(install: Callable[..., Machine]) 
     assert profiler.profile(Net([4]).default()) == profiler.unfitted(Net([4]).default())
     assert math.isnan(profiler.relative_residual)
     assert math.isnan(profiler.predict(Net([4]).default()).stderr_ms)
+    assert math.isnan(profiler.least_relative_stderr)
     assert len(machine.calls[0]) == len(profiler.table())
 
 
