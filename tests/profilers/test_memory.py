@@ -136,6 +136,23 @@ def test_in_place_operators_write_nothing_new() -> None:
     assert new - inplace == 2 * 9 * 8 * 8 * 4
 
 
+class EarlyOutput(nn.ModelSpace):
+    """The first output is there long before the peak, and waits for the second one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.early = nn.Conv2d(3, choice([2, 8], "early"), 1)
+        self.wide = nn.Conv2d(3, choice([4, 16], "wide"), 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        early = self.early(x)
+        return early, self.wide(x).relu().sum((2, 3))
+
+
+def test_outputs_live_to_the_end() -> None:
+    all_right(EarlyOutput())
+
+
 class Concat(nn.ModelSpace):
     """Chunks, joins, attention, views of views and views that are written."""
 
