@@ -191,7 +191,7 @@ class JointSamplePenalty(SampleProfilerPenalty):
 
 
 def as_expectation_penalty(
-    penalty: ExpectationProfilerPenalty | PenaltyForms | None,
+    penalty: ExpectationProfilerPenalty | PenaltyForms | None, where: str
 ) -> ExpectationProfilerPenalty | None:
     """Make a penalty on expectations of whatever stands for one.
 
@@ -199,6 +199,8 @@ def as_expectation_penalty(
     ----------
     penalty : ExpectationProfilerPenalty, mapping, sequence of these, or None
         A mapping has the arguments of the class: `profiler`, `baseline`, and options.
+    where : str
+        Who takes it, for messages.
 
     Raises
     ------
@@ -208,20 +210,24 @@ def as_expectation_penalty(
     found = _made(
         penalty,
         ExpectationProfilerPenalty,
+        where,
         "architectures are distributions here, which needs an ExpectationProfilerPenalty",
     )
     return found[0] if len(found) == 1 else JointExpectationPenalty(found) if found else None
 
 
-def as_sample_penalty(penalty: SampleProfilerPenalty | PenaltyForms | None) -> SampleProfilerPenalty | None:
+def as_sample_penalty(penalty: SampleProfilerPenalty | PenaltyForms | None, where: str) -> SampleProfilerPenalty | None:
     """Make a penalty on samples of whatever stands for one; see `as_expectation_penalty`."""
     found = _made(
-        penalty, SampleProfilerPenalty, "rewards belong to single members here, which needs a SampleProfilerPenalty"
+        penalty,
+        SampleProfilerPenalty,
+        where,
+        "rewards belong to single members here, which needs a SampleProfilerPenalty",
     )
     return found[0] if len(found) == 1 else JointSamplePenalty(found) if found else None
 
 
-def _made(penalty: Any, kind: type[Penalty], reason: str) -> list[Penalty]:
+def _made(penalty: Any, kind: type[Penalty], where: str, reason: str) -> list[Penalty]:
     if penalty is None:
         return []
     if isinstance(penalty, Mapping):
@@ -229,5 +235,5 @@ def _made(penalty: Any, kind: type[Penalty], reason: str) -> list[Penalty]:
     if isinstance(penalty, kind):
         return [penalty]
     if isinstance(penalty, Sequence):
-        return [one for each in penalty for one in _made(each, kind, reason)]
-    raise TypeError(f"the penalty is a {type(penalty).__name__}; {reason}")
+        return [one for each in penalty for one in _made(each, kind, where, reason)]
+    raise TypeError(f"{where}: the penalty is a {type(penalty).__name__}; {reason}")

@@ -92,15 +92,23 @@ class Posterior:
         ]
         evidence = np.array([component.log_evidence for component in everything])
         kept = evidence > evidence.max() - _NEGLIGIBLE
-        self._weights = np.exp(evidence[kept] - evidence.max())
-        self._weights /= self._weights.sum()
-        self._components = [component for component, keep in zip(everything, kept, strict=True) if keep]
-        self.mean: Array = self._average([component.mean for component in self._components])
-        self.left_out: Array = self._average([component.left_out for component in self._components])
-        self.misfit = float(np.sqrt(self._weights @ [component.misfit**2 for component in self._components]))
+        weights = np.exp(evidence[kept] - evidence.max())
+        weights /= weights.sum()
+        components = [component for component, keep in zip(everything, kept, strict=True) if keep]
 
-    def _average(self, values: Sequence[Array]) -> Array:
-        return np.asarray(np.tensordot(self._weights, np.stack(values), 1))
+        def average(values: Sequence[Array]) -> Array:
+            return np.asarray(np.tensordot(weights, np.stack(values), 1))
+
+        self.mean: Array = average([component.mean for component in components])
+        self.left_out: Array = average([component.left_out for component in components])
+        self.misfit = float(np.sqrt(weights @ [component.misfit**2 for component in components]))
+        # The variance is asked for member by member, so what the components have in common is added up once.
+        self._variance = average([component.variance for component in components])
+        roots = np.sqrt(weights)[:, None]
+        self._explained = _root_of_gram(
+            np.concatenate([root * c.explained for root, c in zip(roots, components, strict=True)])
+        )
+        self._scatter = _root_of_gram(roots * np.stack([c.mean - self.mean for c in components]))
 
     def variance(self, features: Array) -> Array:
         """Return the variance of what other nets take.
@@ -115,16 +123,19 @@ class Posterior:
         ndarray, shape (n,)
             Of coefficients and misfit; the error of measuring comes on top.
         """
-        predicted = features @ self.mean
-        return self._average(
-            [
-                features**2 @ c.variance
-                - ((features @ c.explained.T) ** 2).sum(1)
-                + (features @ c.mean - predicted) ** 2
-                + (c.misfit * predicted) ** 2
-                for c in self._components
-            ]
-        )
+        touched = np.flatnonzero(features.any(0))  # a net has few of the parts
+        x = features[:, touched]
+        predicted = x @ self.mean[touched]
+        known = ((x @ self._explained[touched]) ** 2).sum(1)
+        between = ((x @ self._scatter[touched]) ** 2).sum(1)
+        return np.asarray(x**2 @ self._variance[touched] - known + between + (self.misfit * predicted) ** 2)
+
+
+def _root_of_gram(rows: Array) -> Array:
+    """Return R, shape (n, r), with R R^T = rows^T rows for rows of length n; r is at most n and their number."""
+    if len(rows) > rows.shape[1]:
+        rows = np.asarray(np.linalg.qr(rows, mode="r"), dtype=np.float64)
+    return np.ascontiguousarray(rows.T)
 
 
 def _condition(

@@ -129,7 +129,7 @@ class DARTS(BudgetedOneShot):
             raise ValueError(
                 f"{name}: max_recalibration_batches is {max_recalibration_batches}; expected at least 0, or None"
             )
-        self.penalty = as_expectation_penalty(penalty)
+        self.penalty = as_expectation_penalty(penalty, type(self).__name__)
         self.arc_learning_rate = arc_learning_rate
         self.dual_learning_rate = 5 * arc_learning_rate if dual_learning_rate is None else dual_learning_rate
         self.arc_betas = arc_betas

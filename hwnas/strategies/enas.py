@@ -127,7 +127,7 @@ class ENAS(RandomOneShot):
                 raise ValueError(f"ENAS: {name} is {value}; expected at least 1")
         if warmup_epochs < 0:
             raise ValueError(f"ENAS: warmup_epochs is {warmup_epochs}; expected at least 0")
-        joined = as_sample_penalty(penalty)
+        joined = as_sample_penalty(penalty, type(self).__name__)
         self.reward = Reward(reward_metric_name, mode, joined)
         super().__init__(filter, budget=budget, profilers=profilers, mutation_hooks=mutation_hooks, seed=seed)
         self.search = DrawnSearch(

@@ -127,11 +127,13 @@ def test_errors(profiler: Profiler, options: dict[str, Any], message: str) -> No
 
 
 def test_the_dictionary_form(profiler: Profiler) -> None:
-    made = as_expectation_penalty({"profiler": profiler, "baseline": 2.0, "scale": 0.5, "nonlinear": "positive"})
+    made = as_expectation_penalty(
+        {"profiler": profiler, "baseline": 2.0, "scale": 0.5, "nonlinear": "positive"}, "DARTS"
+    )
     assert made is not None
     assert (made.baseline, made.scale, made.nonlinear) == (2.0, 0.5, "positive")
-    assert as_expectation_penalty(made) is made
-    assert as_expectation_penalty(None) is None
+    assert as_expectation_penalty(made, "DARTS") is made
+    assert as_expectation_penalty(None, "DARTS") is None
 
 
 def test_several_penalties_at_once(profiler: Profiler, relaxation: Softmax) -> None:
@@ -141,13 +143,13 @@ def test_several_penalties_at_once(profiler: Profiler, relaxation: Softmax) -> N
         {"profiler": profiler, "baseline": 5.0, "scale": 0.3},
         {"profiler": other, "baseline": 4.0, "scale": 0.7, "aggregate": "mul"},
     ]
-    joint = as_sample_penalty([forms[0], SampleProfilerPenalty(**forms[1])])
+    joint = as_sample_penalty([forms[0], SampleProfilerPenalty(**forms[1])], "DARTS")
     assert joint is not None
     # Sums and products of a loss do not commute: the order is that of the list.
     assert joint(loss, sample) == (pytest.approx((loss + 0.3 * (13 / 5 - 1)) * (8 / 4) ** 0.7), 13.0)
     assert [part.baseline for part in joint.parts] == [5.0, 4.0]
 
-    expected = as_expectation_penalty(forms)
+    expected = as_expectation_penalty(forms, "DARTS")
     assert expected is not None
     given = {label: p.detach().requires_grad_() for label, p in probabilities(relaxation).items()}
     value, cost = expected(torch.tensor(loss, dtype=torch.float64), given)
@@ -160,11 +162,11 @@ def test_several_penalties_at_once(profiler: Profiler, relaxation: Softmax) -> N
 
 def test_forms_of_penalties(profiler: Profiler) -> None:
     single = SampleProfilerPenalty(profiler, 5.0)
-    assert as_sample_penalty(single) is single is as_sample_penalty([single])
+    assert as_sample_penalty(single, "DARTS") is single is as_sample_penalty([single], "DARTS")
     assert single.parts == (single,)
-    assert as_sample_penalty([]) is None is as_expectation_penalty([])
-    assert as_sample_penalty(None) is None
+    assert as_sample_penalty([], "DARTS") is None is as_expectation_penalty([], "DARTS")
+    assert as_sample_penalty(None, "DARTS") is None
     with pytest.raises(TypeError, match="SampleProfilerPenalty; architectures are distributions here"):
-        as_expectation_penalty([{"profiler": profiler, "baseline": 5.0}, single])
+        as_expectation_penalty([{"profiler": profiler, "baseline": 5.0}, single], "DARTS")
     with pytest.raises(TypeError, match="needs a SampleProfilerPenalty"):
-        as_sample_penalty(3.0)  # type: ignore[arg-type]
+        as_sample_penalty(3.0, "DARTS")  # type: ignore[arg-type]
