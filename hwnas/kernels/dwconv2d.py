@@ -257,6 +257,8 @@ def _pair(name: str, value: int | Sequence[int], least: int) -> _Pair:
 def _part(weight: Tensor, channels: int, options: _Options) -> Tensor:
     """Return a view of the part of the weight that is used."""
     (top, left), (height, width) = options.start(weight), options.kernel_size
+    if weight.shape == (channels, 1, height, width):
+        return weight  # a view of all of it would take time, too
     return weight[:channels, :, top : top + height, left : left + width]
 
 
