@@ -134,7 +134,28 @@ class SampleProfilerPenalty(ProfilerPenalty):
         return float(joint), cost
 
 
-class JointExpectationPenalty(ExpectationProfilerPenalty):
+class _Joint(ProfilerPenalty):
+    """Several penalties, one after the other."""
+
+    def __init__(self, penalties: Sequence[ProfilerPenalty]) -> None:
+        super().__init__(penalties[0].profiler, penalties[0].baseline)
+        self._parts = tuple(penalties)
+
+    @property
+    def parts(self) -> tuple[ProfilerPenalty, ...]:
+        """Return the penalties."""
+        return self._parts
+
+    def _apply(self, value: Any, about: Any) -> tuple[Any, Any]:
+        """Return a value with all penalties, and the cost of the first."""
+        costs = []
+        for penalty in self._parts:
+            value, cost = penalty(value, about)  # type: ignore[operator]  # of one of the kinds that can be called
+            costs.append(cost)
+        return value, costs[0]
+
+
+class JointExpectationPenalty(_Joint, ExpectationProfilerPenalty):
     """Several penalties on expected costs, one after the other.
 
     Parameters
@@ -143,26 +164,12 @@ class JointExpectationPenalty(ExpectationProfilerPenalty):
         At least one. The first one's cost is the one that is returned.
     """
 
-    def __init__(self, penalties: Sequence[ExpectationProfilerPenalty]) -> None:
-        first = penalties[0]
-        super().__init__(first.profiler, first.baseline)
-        self._parts = tuple(penalties)
-
-    @property
-    def parts(self) -> tuple[ProfilerPenalty, ...]:
-        """Return the penalties."""
-        return self._parts
-
     def __call__(self, loss: Tensor, probabilities: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Return the loss with all penalties, and the expected cost of the first."""
-        costs = []
-        for penalty in self._parts:
-            loss, cost = penalty(loss, probabilities)
-            costs.append(cost)
-        return loss, costs[0]
+        return self._apply(loss, probabilities)
 
 
-class JointSamplePenalty(SampleProfilerPenalty):
+class JointSamplePenalty(_Joint, SampleProfilerPenalty):
     """Several penalties on the costs of one architecture, one after the other.
 
     Parameters
@@ -171,23 +178,9 @@ class JointSamplePenalty(SampleProfilerPenalty):
         At least one. The first one's cost is the one that is returned.
     """
 
-    def __init__(self, penalties: Sequence[SampleProfilerPenalty]) -> None:
-        first = penalties[0]
-        super().__init__(first.profiler, first.baseline)
-        self._parts = tuple(penalties)
-
-    @property
-    def parts(self) -> tuple[ProfilerPenalty, ...]:
-        """Return the penalties."""
-        return self._parts
-
     def __call__(self, value: float, sample: Sample) -> tuple[float, float]:
         """Return the value with all penalties, and the cost of the first."""
-        costs = []
-        for penalty in self._parts:
-            value, cost = penalty(value, sample)
-            costs.append(cost)
-        return value, costs[0]
+        return self._apply(value, sample)
 
 
 def as_expectation_penalty(

@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from hwnas.errors import UnsupportedError
 from hwnas.kernels import native
-from hwnas.kernels.layout import as_laid_out, layout_of
+from hwnas.kernels.layout import layout_of
+from hwnas.kernels.mixed_bn_sum import Norms, Wanted, native_backward, native_forward
 
 
 class BNClamp(NamedTuple):
@@ -176,53 +177,17 @@ def _check(x: Tensor, gamma: Tensor | None, beta: Tensor | None, bounds: _Bounds
         raise ValueError(f"bn_clamp: low is {bounds.low} and high {bounds.high}, expected low < high")
 
 
-# --- the compiled kernels, which are those of mixed_bn_sum for one tensor ------------------------------------
+# --- the compiled kernels, which are those of mixed_bn_sum for one tensor with the weight one -----------------
 
 
-def _address(x: Tensor | None) -> int:
-    return 0 if x is None else x.data_ptr()
-
-
-def _arguments(x: Tensor, gamma: Tensor | None, beta: Tensor | None, layout: int) -> tuple[tuple[Any, ...], Any]:
-    """Return what both passes take, and what their addresses point to."""
-    channels = x.shape[1]
-    outside = x.shape[0] if layout == 0 else x.numel() // channels
-    ones = x.new_ones(1, dtype=native.accumulator(x.dtype))
-    scale, shift = (None if each is None else native.as_accumulators(each, x.dtype) for each in (gamma, beta))
-    extents = [outside, channels, x.numel() // (outside * channels)]
-    code = native.DTYPE_CODES[x.dtype]
-    space = []
-    if x.device.type == "cuda":
-        assert native.CUDA is not None
-        space = [x.new_empty(native.CUDA.mixed_bn_sum_workspace(code, extents, 1), dtype=torch.float64)]
-    given = code, ones.data_ptr(), [x.data_ptr()], [True], _address(scale), _address(shift), extents
-    return given, (ones, scale, shift, space)
+def _norms(gamma: Tensor | None, beta: Tensor | None, eps: float) -> Norms:
+    return Norms([True], [eps], *(None if each is None else each[None] for each in (gamma, beta)))
 
 
 def _native_forward(x: Tensor, gamma: Tensor | None, beta: Tensor | None, bounds: _Bounds, layout: int) -> BNClamp:
-    (x,) = as_laid_out([x], layout)
-    (code, weights, tensors, normalised, scale, shift, extents), alive = _arguments(x, gamma, beta, layout)
-    out = torch.empty_like(x)
-    mean, variance = x.new_empty(2, x.shape[1], dtype=torch.float64).unbind()
-    module, where = native.where(x.device)
-    module.mixed_bn_sum(
-        code,
-        weights,
-        tensors,
-        normalised,
-        [bounds.eps],
-        scale,
-        shift,
-        extents,
-        bounds.low,
-        bounds.high,
-        out.data_ptr(),
-        mean.data_ptr(),
-        variance.data_ptr(),
-        *(space.data_ptr() for space in alive[-1]),
-        *where,
-    )
-    return BNClamp(out, mean, variance)
+    one = x.new_ones(1, dtype=native.accumulator(x.dtype))
+    found = native_forward(one, [x], _norms(gamma, beta, bounds.eps), layout, bounds[1:])
+    return BNClamp(found.out, found.means[0], found.variances[0])
 
 
 def _native_backward(
@@ -234,40 +199,13 @@ def _native_backward(
     wanted: tuple[bool, bool, bool],
     layout: int,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    grad, x = as_laid_out([grad.to(x.dtype), x], layout)
-    (code, weights, tensors, normalised, scale, shift, extents), alive = _arguments(x, *affine, layout)
-    grad_x = torch.empty_like(x) if wanted[0] else None
-    grad_gamma, grad_beta = (
-        x.new_empty(x.shape[1], dtype=native.accumulator(x.dtype)) if each else None for each in wanted[1:]
-    )
-    module, where = native.where(x.device)
-    module.mixed_bn_sum_backward(
-        code,
-        weights,
-        tensors,
-        normalised,
-        [bounds.eps],
-        scale,
-        shift,
-        extents,
-        bounds.low,
-        bounds.high,
-        grad.data_ptr(),
-        statistics[0].data_ptr(),
-        statistics[1].data_ptr(),
-        [_address(grad_x)],
-        0,
-        _address(grad_gamma),
-        _address(grad_beta),
-        *(space.data_ptr() for space in alive[-1]),
-        *where,
-    )
-    gamma, beta = affine
-    return (
-        grad_x,
-        None if grad_gamma is None or gamma is None else grad_gamma.to(gamma.dtype),
-        None if grad_beta is None or beta is None else grad_beta.to(beta.dtype),
-    )
+    one = x.new_ones(1, dtype=native.accumulator(x.dtype))
+    mean, variance = statistics
+    needed = Wanted(False, wanted[:1], *wanted[1:], layout)
+    norms = _norms(*affine, bounds.eps)
+    found = native_backward(grad.to(x.dtype), one, [x], (mean[None], variance[None]), norms, needed, bounds[1:])
+    grad_gamma, grad_beta = (None if each is None else each[0] for each in (found.gamma, found.beta))
+    return found.tensors[0], grad_gamma, grad_beta
 
 
 class _BNClamp(torch.autograd.Function):

@@ -33,7 +33,11 @@ class MixedBNSum(NamedTuple):
     variances: Tensor
 
 
-class _Norms(NamedTuple):
+UNCLAMPED = -math.inf, math.inf
+"""Bounds of the sum; others need one tensor, normalised."""
+
+
+class Norms(NamedTuple):
     """What is done to each of the tensors before it is added."""
 
     normalised: Sequence[bool]
@@ -42,7 +46,7 @@ class _Norms(NamedTuple):
     beta: Tensor | None
 
 
-class _Wanted(NamedTuple):
+class Wanted(NamedTuple):
     """Which gradients are wanted, and the index into `FORMATS` of how the tensors lie in memory."""
 
     weights: bool
@@ -52,7 +56,9 @@ class _Wanted(NamedTuple):
     layout: int
 
 
-class _Gradients(NamedTuple):
+class Gradients(NamedTuple):
+    """What is not wanted is None."""
+
     weights: Tensor | None
     tensors: list[Tensor | None]
     gamma: Tensor | None
@@ -109,7 +115,7 @@ def mixed_bn_sum(
     tensors = tuple(tensors)
     count = len(tensors)
     many = [float(eps)] * count if isinstance(eps, int | float) else [float(value) for value in eps]
-    norms = _Norms([bool(each) for each in normalised], many, gamma, beta)
+    norms = Norms([bool(each) for each in normalised], many, gamma, beta)
     _check(weights, tensors, norms)
     reason = unsupported_reason(weights, tensors, gamma, beta)
     if torch.compiler.is_compiling():
@@ -122,7 +128,7 @@ def mixed_bn_sum(
     inputs = (weights, *tensors, *(each for each in (gamma, beta) if each is not None))
     if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
         return MixedBNSum(*_MixedBNSum.apply(norms.normalised, many, gamma, beta, weights, *tensors))  # type: ignore[no-untyped-call]
-    return _native_forward(weights, tensors, norms, layout_of(tensors[0]))
+    return native_forward(weights, tensors, norms, layout_of(tensors[0]))
 
 
 def mixed_bn_sum_reference(
@@ -208,7 +214,7 @@ def unsupported_reason(
     return native.unavailable_reason(first.device)
 
 
-def _check(weights: Tensor, tensors: Sequence[Tensor], norms: _Norms) -> None:
+def _check(weights: Tensor, tensors: Sequence[Tensor], norms: Norms) -> None:
     """Raise an error that names the argument at fault."""
     count = len(tensors)
     if count == 0:
@@ -261,9 +267,6 @@ def _check(weights: Tensor, tensors: Sequence[Tensor], norms: _Norms) -> None:
 # --- the compiled kernels -----------------------------------------------------------------------------------
 
 
-_UNCLAMPED = -math.inf, math.inf  # bounds of the sum, which `bn_clamp` sets for one tensor
-
-
 def _extents(x: Tensor, layout: int) -> list[int]:
     """Return how a tensor of this layout lies in memory: what is outside, channels, what is inside of them."""
     n, channels = x.shape[:2]
@@ -286,7 +289,14 @@ def _workspace(module: Any, like: Tensor, code: int, extents: list[int], count: 
     return [like.new_empty(module.mixed_bn_sum_workspace(code, extents, count), dtype=torch.float64)]
 
 
-def _native_forward(weights: Tensor, tensors: Sequence[Tensor], norms: _Norms, layout: int) -> MixedBNSum:
+def native_forward(
+    weights: Tensor,
+    tensors: Sequence[Tensor],
+    norms: Norms,
+    layout: int,
+    bounds: tuple[float, float] = UNCLAMPED,
+) -> MixedBNSum:
+    """Run the forward pass of the compiled kernel, of which `unsupported_reason` says nothing."""
     dtype = tensors[0].dtype
     code = native.DTYPE_CODES[dtype]
     inputs = as_laid_out(tensors, layout)
@@ -307,7 +317,7 @@ def _native_forward(weights: Tensor, tensors: Sequence[Tensor], norms: _Norms, l
         _address(gamma),
         _address(beta),
         extents,
-        *_UNCLAMPED,
+        *bounds,
         out.data_ptr(),
         means.data_ptr(),
         variances.data_ptr(),
@@ -317,14 +327,16 @@ def _native_forward(weights: Tensor, tensors: Sequence[Tensor], norms: _Norms, l
     return MixedBNSum(out, means, variances)
 
 
-def _native_backward(
+def native_backward(
     grad: Tensor,
     weights: Tensor,
     tensors: Sequence[Tensor | None],
     statistics: tuple[Tensor, Tensor],
-    norms: _Norms,
-    wanted: _Wanted,
-) -> _Gradients:
+    norms: Norms,
+    wanted: Wanted,
+    bounds: tuple[float, float] = UNCLAMPED,
+) -> Gradients:
+    """Run the backward pass of the compiled kernel; tensors that it does not read may be None."""
     dtype = grad.dtype
     code = native.DTYPE_CODES[dtype]
     (grad,) = as_laid_out([grad], wanted.layout)
@@ -349,7 +361,7 @@ def _native_backward(
         _address(gamma),
         _address(beta),
         extents,
-        *_UNCLAMPED,
+        *bounds,
         grad.data_ptr(),
         means.data_ptr(),
         variances.data_ptr(),
@@ -360,7 +372,7 @@ def _native_backward(
         *(space.data_ptr() for space in workspace),
         *where,
     )
-    return _Gradients(
+    return Gradients(
         None if grad_weights is None else grad_weights.to(weights.dtype),
         grad_tensors,
         None if grad_gamma is None or norms.gamma is None else grad_gamma.to(norms.gamma.dtype),
@@ -372,8 +384,8 @@ def _native_backward(
 
 
 def _reference_backward(
-    grad: Tensor, weights: Tensor, tensors: Sequence[Tensor | None], norms: _Norms, wanted: _Wanted
-) -> _Gradients:
+    grad: Tensor, weights: Tensor, tensors: Sequence[Tensor | None], norms: Norms, wanted: Wanted
+) -> Gradients:
     """Compute the gradients by differentiable operations; statistics are taken from the tensors again."""
     accumulator = native.accumulator(grad.dtype)
     wide = grad.to(accumulator)
@@ -403,7 +415,7 @@ def _reference_backward(
         of_weights.append((gamma * total + shifted).sum())
         of_gamma.append(weight * total)
         of_beta.append(weight * sum_grad)
-    return _Gradients(
+    return Gradients(
         torch.stack(of_weights).to(weights.dtype) if wanted.weights else None,
         [
             None if x is None else x.to(grad.dtype).contiguous(memory_format=FORMATS[wanted.layout])
@@ -419,18 +431,18 @@ def _backward(
     weights: Tensor,
     tensors: Sequence[Tensor | None],
     statistics: tuple[Tensor, Tensor],
-    norms: _Norms,
-    wanted: _Wanted,
-) -> _Gradients:
+    norms: Norms,
+    wanted: Wanted,
+) -> Gradients:
     """Return gradients, None where not wanted; tensors that are not needed for them may be None."""
     # Gradients are enabled here only under create_graph=True: somebody wants to differentiate what follows.
     present = [x for x in tensors if x is not None]
     if torch.is_grad_enabled() or unsupported_reason(weights, (grad, *present), norms.gamma, norms.beta) is not None:
         return _reference_backward(grad, weights, tensors, norms, wanted)
-    return _native_backward(grad, weights, tensors, statistics, norms, wanted)
+    return native_backward(grad, weights, tensors, statistics, norms, wanted)
 
 
-def _is_read(norms: _Norms, need_weights: bool) -> list[bool]:
+def _is_read(norms: Norms, need_weights: bool) -> list[bool]:
     """Return which tensors the backward pass reads."""
     return [each or need_weights for each in norms.normalised]
 
@@ -450,8 +462,8 @@ class _MixedBNSum(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         ctx.norms = normalised, eps
         ctx.layout = layout_of(tensors[0])
-        norms = _Norms(normalised, eps, gamma, beta)
-        out, means, variances = _native_forward(weights, tensors, norms, ctx.layout)
+        norms = Norms(normalised, eps, gamma, beta)
+        out, means, variances = native_forward(weights, tensors, norms, ctx.layout)
         is_read = _is_read(norms, ctx.needs_input_grad[4])
         kept = (x if read else None for x, read in zip(tensors, is_read, strict=True))
         ctx.save_for_backward(gamma, beta, weights, means, variances, *kept)
@@ -462,9 +474,9 @@ class _MixedBNSum(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         gamma, beta, weights, means, variances, *tensors = ctx.saved_tensors
         _, _, need_gamma, need_beta, need_weights, *need_tensors = ctx.needs_input_grad
-        wanted = _Wanted(need_weights, need_tensors, need_gamma, need_beta, ctx.layout)
+        wanted = Wanted(need_weights, need_tensors, need_gamma, need_beta, ctx.layout)
         found = _backward(
-            grads[0], weights, tensors, (means, variances), _Norms(ctx.norms[0], ctx.norms[1], gamma, beta), wanted
+            grads[0], weights, tensors, (means, variances), Norms(ctx.norms[0], ctx.norms[1], gamma, beta), wanted
         )
         return None, None, found.gamma, found.beta, found.weights, *found.tensors
 
@@ -488,7 +500,7 @@ def _op(weights: Tensor, tensors: Sequence[Tensor], *norms: Any) -> tuple[Tensor
     normalised, eps, gamma, beta = norms
     layout = layout_of(tensors[0])
     if unsupported_reason(weights, tensors, gamma, beta) is None:
-        return _native_forward(weights, tensors, _Norms(*norms), layout)
+        return native_forward(weights, tensors, Norms(*norms), layout)
     found = mixed_bn_sum_reference(weights, tensors, normalised, eps=eps, gamma=gamma, beta=beta)
     return found._replace(out=found.out.contiguous(memory_format=FORMATS[layout]))
 
@@ -507,7 +519,7 @@ def _op_backward(
     variances: Tensor,
     *rest: Any,
 ) -> tuple[Tensor, list[Tensor], Tensor, Tensor]:
-    norms, wanted = _Norms(*rest[:4]), _Wanted(*rest[4:])
+    norms, wanted = Norms(*rest[:4]), Wanted(*rest[4:])
     found = _backward(grad, weights, tensors, (means, variances), norms, wanted)
     empty = weights.new_empty
     return (
@@ -526,7 +538,7 @@ def _op_backward_fake(
     variances: Tensor,
     *rest: Any,
 ) -> tuple[Tensor, list[Tensor], Tensor, Tensor]:
-    norms, wanted = _Norms(*rest[:4]), _Wanted(*rest[4:])
+    norms, wanted = Norms(*rest[:4]), Wanted(*rest[4:])
     empty = weights.new_empty
     return (
         empty(weights.shape if wanted.weights else 0),
@@ -539,7 +551,7 @@ def _op_backward_fake(
 def _op_setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     weights, tensors, normalised, eps, gamma, beta = inputs
     ctx.norms = normalised, eps
-    ctx.wanted = _Wanted(
+    ctx.wanted = Wanted(
         weights.requires_grad,
         [x.requires_grad for x in tensors],
         gamma is not None and gamma.requires_grad,
@@ -552,8 +564,8 @@ def _op_setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, T
 
 def _op_autograd(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Any, ...]:
     weights, gamma, beta, means, variances, *tensors = ctx.saved_tensors
-    norms = _Norms(ctx.norms[0], ctx.norms[1], gamma, beta)
-    wanted: _Wanted = ctx.wanted
+    norms = Norms(ctx.norms[0], ctx.norms[1], gamma, beta)
+    wanted: Wanted = ctx.wanted
     if torch.is_grad_enabled():
         found = _reference_backward(grad, weights, tensors, norms, wanted)
         return found.weights, found.tensors, None, None, found.gamma, found.beta
