@@ -1,6 +1,6 @@
 """What a DARTS step costs with native kernels, without them, and in plain PyTorch.
 
-    python benchmarks/kernels/darts_step.py [--cells 8] [--batch 32] [--channels 16] [--rounds 5] [--threads 1]
+    python benchmarks/kernels/darts_step.py [--cells 8] [--batch 32] [--channels 16] [--rounds 5] [--threads 1 2]
 
 The space is that of DARTS for CIFAR-10: cells of four nodes, which read two inputs and all nodes before them along 14
 edges with eight candidates each. A step computes the gradients of the architecture on one batch, then those of the
@@ -10,9 +10,13 @@ weights on another, and updates both. Three ways compute the same:
 - ``without kernels``: the super-net of hwnas with its compiled kernels switched off, in both layouts;
 - ``with kernels``: the same super-net with them.
 
-All start with the same weights; that their losses agree over the first steps is checked. Times are those that the
-process spends, so on a busy machine waiting does not count. All run in turns and meet the same load; ratios are medians
-over the rounds. The peak of memory is that of a process of its own, less what it has before its first step.
+``--compile`` adds ``compiled``, the plain super-net whose cells torch.compile compiles. That takes minutes for each
+cell, twice: take few cells. ``--autocast`` runs all in bfloat16 as `torch.autocast` has it.
+
+All start with the same weights; that their losses agree over the first steps is checked. On one thread, times are those
+that the process spends, so on a busy machine waiting does not count; on more, those of the clock. All run in turns and
+meet the same load; ratios are medians over the rounds. The peak of memory is that of a process of its own with one
+thread, less what it has before its first step.
 """
 
 from __future__ import annotations
@@ -27,7 +31,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -37,6 +41,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import hwnas.nn as nn
+from hwnas.atomic import write_text
 from hwnas.hub.cell_operators import OPERATORS, FactorizedReduce, relu_conv_norm
 from hwnas.hub.darts import DARTSSpace
 from hwnas.kernels import describe, native
@@ -45,12 +50,13 @@ from hwnas.supernet import Softmax, make_supernet, normalise_candidates
 RESULT = Path(__file__).parent / "results" / "darts_step.json"
 NAMES = DARTSSpace.operator_names
 NODES = 4
+LAYOUTS = ("NCHW", "channels_last")
 WAYS = {
     f"{way}, {layout}": (way, layout)
-    for way, layout in itertools.product(("plain", "without kernels", "with kernels"), ("NCHW", "channels_last"))
+    for way, layout in itertools.product(("plain", "compiled", "without kernels", "with kernels"), LAYOUTS)
 }
 STEPS = 2  # whose losses are compared; they warm up, too
-TOLERANCE = 1e-3
+TOLERANCE = {False: 1e-3, True: 3e-2}  # in float32; in bfloat16
 
 
 class Align(torch.nn.Module):
@@ -145,8 +151,8 @@ class Plain(torch.nn.Module):
             self.labels.append(label)
             self.cells.append(PlainCell(older, newer, width, stride, halve))
         self.head = torch.nn.Linear(NODES * width, 10)
-        self.alphas = {label: [torch.zeros(len(NAMES)) for _ in range(NODES)] for label in ("normal", "reduce")}
-        self.betas = {label: [torch.zeros(node) for node in range(2, 2 + NODES)] for label in ("normal", "reduce")}
+        self.alphas = {label: [torch.zeros(len(NAMES)) for _ in range(NODES)] for label in self.labels}
+        self.betas = {label: [torch.zeros(node) for node in range(2, 2 + NODES)] for label in self.labels}
 
     def forward(self, x: Tensor) -> Tensor:
         older = newer = self.stem(x)
@@ -194,7 +200,7 @@ def make(way: str, cells: int, channels: int) -> tuple[torch.nn.Module, list[Ten
     """Return a super-net and the parameters of its architecture; the same numbers in every way."""
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(1)
-    if way == "plain":
+    if way in ("plain", "compiled"):
         plain = Plain(cells, channels)
         named = {
             f"{label}/{kind}_{node + 2}_0": table[label][node]
@@ -243,6 +249,9 @@ def step_of(way: str, layout: str, arguments: argparse.Namespace) -> Callable[[]
         )
         for _ in range(2)
     ]
+    if way == "compiled":
+        for cell in model.cells:  # type: ignore[union-attr]
+            cell.compile()
     if layout == "channels_last":
         model = model.to(memory_format=torch.channels_last)
         batches = [(x.contiguous(memory_format=torch.channels_last), y) for x, y in batches]
@@ -260,7 +269,8 @@ def step_of(way: str, layout: str, arguments: argparse.Namespace) -> Callable[[]
             for tensor in others:
                 tensor.requires_grad_(False)
             with native.disabled() if way == "without kernels" else nullcontext():
-                loss = F.cross_entropy(model(x), y)
+                with torch.autocast("cpu", enabled=arguments.autocast):
+                    loss = F.cross_entropy(model(x), y)
                 loss.backward()
             optimizer.step()
             optimizer.zero_grad()
@@ -273,26 +283,26 @@ def step_of(way: str, layout: str, arguments: argparse.Namespace) -> Callable[[]
 # --- measuring --------------------------------------------------------------------------------------------------------
 
 
-def check_losses(found: dict[str, list[tuple[float, float]]]) -> None:
+def check_losses(found: dict[str, list[tuple[float, float]]], tolerance: float) -> None:
     """Raise unless all ways computed the same losses."""
     expected = next(iter(found.values()))
     for name, losses in found.items():
         torch.testing.assert_close(
-            losses, expected, rtol=TOLERANCE, atol=TOLERANCE, msg=f"{name}: {losses}, {expected}"
+            losses, expected, rtol=tolerance, atol=tolerance, msg=f"{name}: {losses}, {expected}"
         )
 
 
 @contextmanager
-def timed(into: list[float]) -> Iterator[None]:
-    started = time.process_time()
+def timed(into: list[float], clock: Callable[[], float]) -> Iterator[None]:
+    started = clock()
     yield
-    into.append(time.process_time() - started)
+    into.append(clock() - started)
 
 
 def peak_bytes(name: str, arguments: argparse.Namespace) -> int:
     """Return how much memory a step needs, in a process of its own."""
-    sizes = [f"--{key}={getattr(arguments, key)}" for key in ("cells", "channels", "batch", "size", "threads")]
-    command = [sys.executable, __file__, "--peak", name, *sizes]
+    sizes = [f"--{key}={getattr(arguments, key)}" for key in ("cells", "channels", "batch", "size")]
+    command = [sys.executable, __file__, "--peak", name, *sizes, *(["--autocast"] if arguments.autocast else [])]
     found = subprocess.run(command, check=True, capture_output=True, text=True)
     return int(found.stdout.split()[-1])
 
@@ -312,62 +322,85 @@ def print_profile(name: str, arguments: argparse.Namespace) -> None:
     print(profile.key_averages().table(sort_by="self_cpu_time_total", row_limit=20, max_name_column_width=50))
 
 
+def measure(names: Sequence[str], threads: int, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Time the steps of all ways in turns on some threads."""
+    torch.set_num_threads(threads)
+    clock = time.process_time if threads == 1 else time.perf_counter
+    steps = {name: step_of(*WAYS[name], arguments) for name in names}
+    first: dict[str, float] = {}
+    losses = {}
+    for name, step in steps.items():
+        started = time.perf_counter()
+        losses[name] = [step() for _ in range(STEPS)]
+        first[name] = time.perf_counter() - started
+    check_losses(losses, TOLERANCE[arguments.autocast])
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for turn in range(arguments.rounds):
+        for name in names[:: -1 if turn % 2 else 1]:
+            with timed(seconds[name], clock):
+                steps[name]()
+
+    def speedup(slow: str, fast: str) -> float:
+        return statistics.median(one / other for one, other in zip(seconds[slow], seconds[fast], strict=True))
+
+    return {
+        "threads": threads,
+        "clock": "cpu" if threads == 1 else "wall",
+        "losses": losses,
+        "ways": {
+            name: {
+                "milliseconds": [1e3 * value for value in seconds[name]],
+                "median_ms": 1e3 * statistics.median(seconds[name]),
+                "first_steps_s": first[name],
+                "speedup_over_plain_of_this_layout": speedup(f"plain, {WAYS[name][1]}", name),
+                "speedup_over_plain_nchw": speedup("plain, NCHW", name),
+            }
+            for name in names
+        },
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cells", type=int, default=8)
     parser.add_argument("--channels", type=int, default=16)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--size", type=int, default=32, help="height and width of the images")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--compile", action="store_true", help="also what torch.compile makes of the plain cells")
+    parser.add_argument("--autocast", action="store_true", help="in bfloat16 where torch.autocast has it")
     parser.add_argument("--out", type=Path, default=RESULT)
     parser.add_argument("--peak", choices=list(WAYS), help="print the memory that one way needs, and end")
     parser.add_argument("--profile", choices=list(WAYS), help="print where the time of one way goes, and end")
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+    torch.set_num_threads(1)
     if arguments.peak or arguments.profile:
         (print_peak if arguments.peak else print_profile)(arguments.peak or arguments.profile, arguments)
         return
-    peaks = {name: peak_bytes(name, arguments) for name in WAYS}
+    names = [name for name, (way, _) in WAYS.items() if arguments.compile or way != "compiled"]
     load = os.getloadavg()
-    steps = {name: step_of(*way, arguments) for name, way in WAYS.items()}
-    losses = {name: [step() for _ in range(STEPS)] for name, step in steps.items()}
-    check_losses(losses)
-    seconds: dict[str, list[float]] = {name: [] for name in WAYS}
-    for turn in range(arguments.rounds):
-        for name in list(WAYS)[:: -1 if turn % 2 else 1]:
-            with timed(seconds[name]):
-                steps[name]()
+    peaks = {name: peak_bytes(name, arguments) for name in names if WAYS[name][0] != "compiled"}
     report: dict[str, Any] = {
         "torch": torch.__version__,
         "python": platform.python_version(),
         "instruction_set": describe()["cpu"]["isa"],
         "load_average": load,
-        **{key: getattr(arguments, key) for key in ("cells", "channels", "batch", "size", "threads", "rounds")},
-        "losses": losses,
-        "ways": {},
+        **{key: getattr(arguments, key) for key in ("cells", "channels", "batch", "size", "autocast", "rounds")},
+        "peak_bytes": peaks,
+        "runs": [measure(names, threads, arguments) for threads in arguments.threads],
     }
-    print(f"{'way':32} {'ms':>9} {'plain / it':>11} {'peak':>10} {'of plain':>9}")
-    for name, (_, layout) in WAYS.items():
-        plain = f"plain, {layout}"
-        ratio = statistics.median(one / other for one, other in zip(seconds[plain], seconds[name], strict=True))
-        first = f"plain, {next(iter(WAYS.values()))[1]}"
-        report["ways"][name] = {
-            "milliseconds": [1e3 * value for value in seconds[name]],
-            "median_ms": 1e3 * statistics.median(seconds[name]),
-            "speedup_over_plain_of_this_layout": ratio,
-            "speedup_over_plain_nchw": statistics.median(
-                one / other for one, other in zip(seconds[first], seconds[name], strict=True)
-            ),
-            "peak_bytes": peaks[name],
-            "peak_of_plain_of_this_layout": peaks[name] / peaks[plain],
-        }
-        print(
-            f"{name:32} {report['ways'][name]['median_ms']:9.1f} {ratio:11.2f} {peaks[name] / 2**20:7.0f} MB "
-            f"{peaks[name] / peaks[plain]:9.2f}"
-        )
+    for run in report["runs"]:
+        print(f"{run['threads']} thread(s)")
+        print(f"  {'way':32} {'ms':>9} {'NCHW / it':>11} {'plain / it':>11} {'peak':>10} {'of plain':>9}")
+        for name, way in run["ways"].items():
+            line = f"  {name:32} {way['median_ms']:9.1f} {way['speedup_over_plain_nchw']:11.2f}"
+            line += f" {way['speedup_over_plain_of_this_layout']:11.2f}"
+            if name in peaks:
+                line += f" {peaks[name] / 2**20:7.0f} MB {peaks[name] / peaks[f'plain, {WAYS[name][1]}']:9.2f}"
+            print(line)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(report, indent=2) + "\n")
+    write_text(arguments.out, json.dumps(report, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -59,26 +59,36 @@ def section(operator: str) -> list[str]:
     return [f"### {operator}", "", f"{where}.", "", *table(report["rows"]), "", plot, ""]
 
 
-def darts_step() -> list[str]:
+def darts_step(file: str, title: str) -> list[str]:
     """A table of the ways to take a step of DARTS."""
-    path = RESULTS / "darts_step.json"
+    path = RESULTS / file
     if not path.exists():
         return []
     report = json.loads(path.read_text())
     lines = [
-        "### A whole step of DARTS",
+        f"### {title}",
         "",
-        f"{report['cells']} cells, {report['channels']} channels, batches of {report['batch']}, {report['threads']} "
-        f"thread(s), {report['rounds']} rounds; the gradients of the architecture and those of the weights.",
+        f"{report['cells']} cell(s), {report['channels']} channels, batches of {report['batch']}, "
+        f"{'bfloat16 by autocast' if report['autocast'] else 'float32'}, {report['rounds']} rounds; the gradients of "
+        "the architecture and those of the weights.",
         "",
-        "| | s | times faster than plain NCHW | than plain of this layout | peak memory, MB |",
-        "|---|---|---|---|---|",
+        "| threads | way | s | times faster than plain NCHW | than plain of this layout | peak memory, MB |",
+        "|---|---|---|---|---|---|",
     ]
-    for name, way in report["ways"].items():
-        lines.append(
-            f"| {name} | {way['median_ms'] / 1e3:.2f} | {way['speedup_over_plain_nchw']:.2f} | "
-            f"{way['speedup_over_plain_of_this_layout']:.2f} | {way['peak_bytes'] / 2**20:.0f} |"
-        )
+    for run in report["runs"]:
+        for name, way in run["ways"].items():
+            peak = f"{report['peak_bytes'][name] / 2**20:.0f}" if name in report["peak_bytes"] else ""
+            lines.append(
+                f"| {run['threads']} | {name} | {way['median_ms'] / 1e3:.2f} | {way['speedup_over_plain_nchw']:.2f} | "
+                f"{way['speedup_over_plain_of_this_layout']:.2f} | {peak} |"
+            )
+    compiled = [
+        f"{way['first_steps_s'] / 60:.0f}"
+        for name, way in report["runs"][0]["ways"].items()
+        if name.startswith("compiled")
+    ]
+    if compiled:
+        lines += ["", f"torch.compile took {' and '.join(compiled)} minutes."]
     return [*lines, ""]
 
 
@@ -105,20 +115,33 @@ def sampled_step() -> list[str]:
     return [*lines, "", f"Peak memory: {peaks}.", ""]
 
 
+def page() -> tuple[str, str]:
+    """Return the page as it is, and with the recorded figures."""
+    before = PAGE.read_text()
+    head, rest = before.split(BEGIN)
+    tail = rest.split(END)[1]
+    steps = [
+        *darts_step("darts_step.json", "A whole step of DARTS"),
+        *darts_step("darts_step_bfloat16.json", "The same in bfloat16"),
+        *darts_step("darts_step_compiled.json", "One cell, beside torch.compile"),
+        *sampled_step(),
+    ]
+    operators = dict.fromkeys(case.operator for case in cases())
+    figures = "\n".join([*steps, *(line for operator in operators for line in section(operator))])
+    return before, f"{head}{BEGIN}\n{figures}\n{END}{tail}"
+
+
+def is_up_to_date() -> bool:
+    before, after = page()
+    return before == after
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description="Write the figures of docs/kernels.md.")
     parser.add_argument("--check", action="store_true", help="change nothing, fail when they are not up to date")
-    arguments = parser.parse_args()
-    page = PAGE.read_text()
-    head, rest = page.split(BEGIN)
-    tail = rest.split(END)[1]
-    operators = dict.fromkeys(case.operator for case in cases())
-    lines = [*darts_step(), *sampled_step(), *(line for operator in operators for line in section(operator))]
-    figures = "\n".join(lines)
-    new = f"{head}{BEGIN}\n{figures}\n{END}{tail}"
-    if arguments.check:
-        return int(new != page)
-    write_text(PAGE, new)
+    if parser.parse_args().check:
+        return int(not is_up_to_date())
+    write_text(PAGE, page()[1])
     return 0
 
 
