@@ -115,6 +115,29 @@ def sampled_step() -> list[str]:
     return [*lines, "", f"Peak memory: {peaks}.", ""]
 
 
+def layouts() -> list[str]:
+    """A table of super-nets in both orders of memory."""
+    path = RESULTS / "layouts.json"
+    if not path.exists():
+        return []
+    lines = [
+        "### The order of memory",
+        "",
+        "Forward and backward pass of super-nets on one thread: how many times faster with channels last than in NCHW, "
+        "median, least and largest over the rounds.",
+        "",
+        "| space | step | batch | pixels | NCHW, ms | times faster |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in json.loads(path.read_text())["rows"]:
+        ratio = row["ratio"]
+        lines.append(
+            f"| {row['space']} | {row['step']} | {row['batch']} | {row['size']} | {row['nchw_ms']:.0f} | "
+            f"{ratio['median']:.2f} ({ratio['least']:.2f}-{ratio['largest']:.2f}) |"
+        )
+    return [*lines, ""]
+
+
 def page() -> tuple[str, str]:
     """Return the page as it is, and with the recorded figures."""
     before = PAGE.read_text()
@@ -125,6 +148,7 @@ def page() -> tuple[str, str]:
         *darts_step("darts_step_bfloat16.json", "The same in bfloat16"),
         *darts_step("darts_step_compiled.json", "One cell, beside torch.compile"),
         *sampled_step(),
+        *layouts(),
     ]
     operators = dict.fromkeys(case.operator for case in cases())
     figures = "\n".join([*steps, *(line for operator in operators for line in section(operator))])

@@ -127,6 +127,8 @@ def _kernels() -> Iterator[Finding]:
 
         # Without a CUDA device nobody misses them.
         yield Finding("CUDA kernels", WARN if torch.cuda.is_available() else OK, f"not in use: {cuda['reason']}")
+    order = "channels last, where the code of a space allows it" if native.ENABLED else "as written"
+    yield Finding("memory order of super-nets on the CPU", OK, order)
     for operator, reasons in found["operators"].items():
         in_use = [device for device in ("cpu", "cuda") if reasons[device] is None]
         # A module that can be used, but not for this operator.

@@ -15,6 +15,7 @@ from torch import nn
 from hwnas.errors import TrainingError
 from hwnas.evaluators import Evaluator, Lightning
 from hwnas.evaluators.seeding import isolated_seed
+from hwnas.kernels import native
 from hwnas.nn import ModelSpace, module_mutables
 from hwnas.space import Mutable, Sample
 from hwnas.strategies.base import Strategy, integer_seed
@@ -22,7 +23,15 @@ from hwnas.strategies.batches import single_loader
 from hwnas.strategies.ranks import allow_unused_parameters, check_agreement, check_launcher, take_buffers_of_first
 from hwnas.strategies.search_monitor import SearchMonitor
 from hwnas.strategies.search_reading import WatchedCost
-from hwnas.supernet import DEFAULT_HOOKS, MutationHook, Relaxation, check_searchable, make_supernet
+from hwnas.supernet import (
+    DEFAULT_HOOKS,
+    MutationHook,
+    Relaxation,
+    check_searchable,
+    lay_out_channels_last,
+    make_supernet,
+    order_does_not_matter,
+)
 
 _T = TypeVar("_T")
 
@@ -294,8 +303,11 @@ class OneShotCallback(L.Callback):
         allow_unused_parameters(trainer)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Follow the model to its device."""
+        """Follow the model to its device, and lay the weights out as is fastest there."""
         self.relaxation.to(pl_module.device)
+        supernet = self.strategy.supernet
+        if native.ENABLED and pl_module.device.type == "cpu" and order_does_not_matter(supernet):
+            lay_out_channels_last(supernet)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Raise where several processes do not begin with the same."""

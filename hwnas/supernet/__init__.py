@@ -4,6 +4,7 @@ from hwnas.supernet.base import BaseSuperNetModule
 from hwnas.supernet.behind_cell import BehindCell
 from hwnas.supernet.binary_gates import BinaryGates
 from hwnas.supernet.candidate_norm import CandidateNorm, normalise_candidates
+from hwnas.supernet.channels_last import lay_out_channels_last, order_does_not_matter
 from hwnas.supernet.differentiable_mutator import DifferentiableMutator
 from hwnas.supernet.gumbel_softmax import GumbelSoftmax
 from hwnas.supernet.hooks import (
@@ -84,8 +85,10 @@ __all__ = [
     "check_searchable",
     "is_supernet",
     "kept_statistics",
+    "lay_out_channels_last",
     "make_supernet",
     "normalise_candidates",
+    "order_does_not_matter",
     "refuse_leftovers",
     "supernet_modules",
 ]
