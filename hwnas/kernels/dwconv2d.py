@@ -4,46 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hwnas.errors import UnsupportedError
 from hwnas.kernels import native
+from hwnas.kernels.convolution import Options, checked_options
 from hwnas.kernels.layout import FORMATS, as_laid_out, layout_of
 from hwnas.kernels.library import LIBRARY
 
-_Pair = tuple[int, int]
+SMALL = 32768
+"""Fewer values than this are convolved by the compiled kernel, whatever the layout."""
+
+MANY_TAPS, SMALL_IMAGE = 25, 64
+"""Taps of a kernel, and positions of an image, from which on, and up to which, copies of images pay."""
 
 # Gradients of x, weight and bias.
 _Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
-
-
-class _Options(NamedTuple):
-    """How to convolve; in this order they are arguments of the operator."""
-
-    kernel_size: _Pair
-    stride: _Pair
-    padding: Any  # a pair, or "same" where that is more on the right than on the left
-    dilation: _Pair
-    pre_relu: bool
-
-    def out_size(self, x: Tensor) -> _Pair:
-        """Return height and width of the output."""
-        sizes = [
-            (size + 2 * p - d * (k - 1) - 1) // s + 1
-            for size, k, s, p, d in zip(
-                x.shape[2:], self.kernel_size, self.stride, self.padding, self.dilation, strict=True
-            )
-        ]
-        return sizes[0], sizes[1]
-
-    def start(self, weight: Tensor) -> _Pair:
-        """Return where the kernel begins inside the full one."""
-        full = weight.shape[2:]
-        return (full[0] - self.kernel_size[0]) // 2, (full[1] - self.kernel_size[1]) // 2
 
 
 def dwconv2d(
@@ -101,8 +80,7 @@ def dwconv2d(
     >>> torch.allclose(y, F.conv2d(x.relu(), weight[:3, :, 1:6, 1:6], padding=2, groups=3), atol=1e-5)
     True
     """
-    _check(x, weight, bias)
-    options = _options(weight, kernel_size, stride, padding, dilation, pre_relu)
+    options = checked_options(x, weight, bias, kernel_size, stride, padding, dilation, pre_relu)
     device = x.device.type
     if device in ("cpu", "cuda") and torch.is_autocast_enabled(device) and x.dtype != torch.float64:
         # As `conv2d` does by itself.
@@ -136,7 +114,8 @@ def dwconv2d_reference(
 
     Parameters and result are those of `dwconv2d`.
     """
-    return _reference(x, weight, bias, _options(weight, kernel_size, stride, padding, dilation, pre_relu))
+    options = checked_options(x, weight, bias, kernel_size, stride, padding, dilation, pre_relu)
+    return _reference(x, weight, bias, options)
 
 
 def unsupported_reason(
@@ -159,19 +138,24 @@ def unsupported_reason(
     str or None
         The reason, None when the kernel can be used.
     """
-    return _reason(x, weight, bias, _options(weight, kernel_size, stride, padding, dilation, pre_relu))
+    options = checked_options(x, weight, bias, kernel_size, stride, padding, dilation, pre_relu)
+    return _reason(x, weight, bias, options)
 
 
-def _forward_in_torch(x: Tensor, options: _Options, layout: int) -> bool:
+def _forward_in_torch(x: Tensor, options: Options, layout: int) -> bool:
     """Tell whether the forward pass alone is faster in PyTorch.
 
-    Its kernels read channels-last images where they are; the compiled one first copies them, with padding around.
-    Where there is a ReLU, the copy stands in for it. Contiguous images are copied by either.
+    Its kernels read channels-last images where they are; the compiled one first copies them, with padding around. That
+    pays where there is a ReLU, for which the copy stands in, and where many taps read each value of a small image.
+    What is smaller than `SMALL` takes less time than PyTorch needs to begin. Contiguous images are copied by either.
     """
-    return x.device.type == "cpu" and layout == 1 and not options.pre_relu
+    if x.device.type != "cpu" or layout != 1 or options.pre_relu or x.numel() < SMALL:
+        return False
+    many_taps = math.prod(options.kernel_size) >= MANY_TAPS and options.dilation == (1, 1)
+    return not (many_taps and x.shape[2] * x.shape[3] <= SMALL_IMAGE)
 
 
-def _reason(x: Tensor, weight: Tensor, bias: Tensor | None, options: _Options) -> str | None:
+def _reason(x: Tensor, weight: Tensor, bias: Tensor | None, options: Options) -> str | None:
     tensors = (x, weight) if bias is None else (x, weight, bias)
     if x.dtype not in native.DTYPE_CODES:
         return f"there is no kernel for {x.dtype}"
@@ -196,65 +180,10 @@ def _reason(x: Tensor, weight: Tensor, bias: Tensor | None, options: _Options) -
     return native.unavailable_reason(x.device)
 
 
-# --- arguments ----------------------------------------------------------------------------------------------
+# --- plain PyTorch -----------------------------------------------------------------------------------------
 
 
-def _check(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-    """Raise an error that names the argument at fault."""
-    for name, tensor in (("x", x), ("weight", weight), ("bias", bias)):
-        if tensor is None and name == "bias":
-            continue
-        if not isinstance(tensor, Tensor):
-            raise UnsupportedError(f"dwconv2d: {name} is a {type(tensor).__name__}, expected a Tensor")
-        if not tensor.is_floating_point():
-            raise UnsupportedError(f"dwconv2d: {name} is {tensor.dtype}, expected a floating-point type")
-    if x.dim() not in (3, 4):
-        raise ValueError(f"dwconv2d: x has shape {tuple(x.shape)}, expected (N, C, H, W)")
-    if weight.dim() != 4 or weight.shape[1] != 1:
-        raise ValueError(
-            f"dwconv2d: weight has shape {tuple(weight.shape)}, expected (channels, 1, height, width): one input "
-            "channel for each output channel"
-        )
-    if x.shape[-3] > weight.shape[0]:
-        raise ValueError(f"dwconv2d: x has {x.shape[-3]} channels, weight has kernels for {weight.shape[0]} only")
-    if bias is not None and (bias.dim() != 1 or bias.shape[0] != weight.shape[0]):
-        raise ValueError(f"dwconv2d: bias has shape {tuple(bias.shape)}, expected ({weight.shape[0]},), as weight has")
-
-
-def _options(
-    weight: Tensor,
-    kernel_size: int | Sequence[int] | None,
-    stride: int | Sequence[int],
-    padding: int | Sequence[int] | str,
-    dilation: int | Sequence[int],
-    pre_relu: bool,
-) -> _Options:
-    full = (weight.shape[2], weight.shape[3])
-    kernel = full if kernel_size is None else _pair("kernel_size", kernel_size, 1)
-    if kernel[0] > full[0] or kernel[1] > full[1]:
-        raise ValueError(f"dwconv2d: kernel_size is {kernel}, but those in weight are {full}")
-    spacing = _pair("dilation", dilation, 1)
-    if not isinstance(padding, str):
-        around: Any = _pair("padding", padding, 0)
-    elif padding == "valid":
-        around = (0, 0)
-    elif padding == "same":
-        spread = [d * (k - 1) for d, k in zip(spacing, kernel, strict=True)]
-        symmetric = all(s % 2 == 0 for s in spread) and stride in (1, (1, 1), [1, 1])
-        around = (spread[0] // 2, spread[1] // 2) if symmetric else padding
-    else:
-        raise ValueError(f"dwconv2d: padding is {padding!r}, expected numbers, 'same' or 'valid'")
-    return _Options(kernel, _pair("stride", stride, 1), around, spacing, pre_relu)
-
-
-def _pair(name: str, value: int | Sequence[int], least: int) -> _Pair:
-    pair = (value, value) if isinstance(value, int) else tuple(value)
-    if len(pair) != 2 or min(pair) < least:
-        raise ValueError(f"dwconv2d: {name} is {value!r}, expected one or two integers of at least {least}")
-    return pair[0], pair[1]
-
-
-def _part(weight: Tensor, channels: int, options: _Options) -> Tensor:
+def _part(weight: Tensor, channels: int, options: Options) -> Tensor:
     """Return a view of the part of the weight that is used."""
     (top, left), (height, width) = options.start(weight), options.kernel_size
     if weight.shape == (channels, 1, height, width):
@@ -262,7 +191,7 @@ def _part(weight: Tensor, channels: int, options: _Options) -> Tensor:
     return weight[:channels, :, top : top + height, left : left + width]
 
 
-def _reference(x: Tensor, weight: Tensor, bias: Tensor | None, options: _Options) -> Tensor:
+def _reference(x: Tensor, weight: Tensor, bias: Tensor | None, options: Options) -> Tensor:
     channels = x.shape[-3]
     part = _part(weight, channels, options)
     inside = x.relu() if options.pre_relu else x
@@ -273,7 +202,7 @@ def _reference(x: Tensor, weight: Tensor, bias: Tensor | None, options: _Options
 # --- the compiled kernels -----------------------------------------------------------------------------------
 
 
-def _arguments(x: Tensor, weight: Tensor, options: _Options, layout: int) -> tuple[Any, ...]:
+def _arguments(x: Tensor, weight: Tensor, options: Options, layout: int) -> tuple[Any, ...]:
     """Return what tells the compiled functions everything but the addresses."""
     return (
         native.DTYPE_CODES[x.dtype],
@@ -289,14 +218,14 @@ def _empty(size: Sequence[int], like: Tensor, layout: int) -> Tensor:
     return torch.empty(tuple(size), dtype=like.dtype, device=like.device, memory_format=FORMATS[layout])
 
 
-def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, options: _Options) -> Tensor:
+def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, options: Options) -> Tensor:
     layout = layout_of(x)
     if _forward_in_torch(x, options, layout):
         return _reference(x, weight, bias, options).contiguous(memory_format=FORMATS[layout])
     return _native_forward(x, weight, bias, options, layout)
 
 
-def _native_forward(x: Tensor, weight: Tensor, bias: Tensor | None, options: _Options, layout: int) -> Tensor:
+def _native_forward(x: Tensor, weight: Tensor, bias: Tensor | None, options: Options, layout: int) -> Tensor:
     (x,) = as_laid_out([x], layout)
     weight = weight.contiguous()
     y = _empty((x.shape[0], x.shape[1], *options.out_size(x)), x, layout)
@@ -313,7 +242,7 @@ def _native_forward(x: Tensor, weight: Tensor, bias: Tensor | None, options: _Op
     return y
 
 
-def _native_backward(grad: Tensor, x: Tensor, weight: Tensor, wanted: Sequence[bool], options: _Options) -> _Gradients:
+def _native_backward(grad: Tensor, x: Tensor, weight: Tensor, wanted: Sequence[bool], options: Options) -> _Gradients:
     layout = layout_of(x)
     grad, x = as_laid_out([grad, x], layout)
     weight = weight.contiguous()
@@ -342,7 +271,7 @@ def _native_backward(grad: Tensor, x: Tensor, weight: Tensor, wanted: Sequence[b
 
 
 def _reference_backward(
-    grad: Tensor, x: Tensor, weight: Tensor, wanted: Sequence[bool], options: _Options
+    grad: Tensor, x: Tensor, weight: Tensor, wanted: Sequence[bool], options: Options
 ) -> _Gradients:
     channels, missing = x.shape[1], weight.shape[0] - x.shape[1]
     (top, left), (height, width) = options.start(weight), options.kernel_size
@@ -371,7 +300,7 @@ def _reference_backward(
     return grad_x, grad_weight, grad_bias
 
 
-def _backward(grad: Tensor, x: Tensor, weight: Tensor, wanted: Sequence[bool], options: _Options) -> _Gradients:
+def _backward(grad: Tensor, x: Tensor, weight: Tensor, wanted: Sequence[bool], options: Options) -> _Gradients:
     """Gradients of x, weight and bias, None where not wanted."""
     # Gradients are enabled here only under create_graph=True: somebody wants to differentiate what follows.
     native_can = not torch.is_grad_enabled() and _reason(x, weight, grad, options) is None
@@ -383,7 +312,7 @@ class _DwConv2d(torch.autograd.Function):
     """The eager path: the compiled kernel without the dispatcher."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, options: _Options) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, options: Options) -> Tensor:
         ctx.options = options
         ctx.save_for_backward(x, weight)
         return _forward(x, weight, bias, options)
@@ -403,18 +332,18 @@ LIBRARY.define(f"dwconv2d_backward(Tensor grad, Tensor x, Tensor weight, bool[3]
 
 
 def _op(x: Tensor, weight: Tensor, bias: Tensor | None, *arguments: Any) -> Tensor:
-    options = _Options(*arguments)
+    options = Options(*arguments)
     if _reason(x, weight, bias, options) is None:
         return _forward(x, weight, bias, options)
     return _reference(x, weight, bias, options).contiguous(memory_format=FORMATS[layout_of(x)])
 
 
 def _op_fake(x: Tensor, weight: Tensor, bias: Tensor | None, *arguments: Any) -> Tensor:
-    return _empty((x.shape[0], x.shape[1], *_Options(*arguments).out_size(x)), x, layout_of(x))
+    return _empty((x.shape[0], x.shape[1], *Options(*arguments).out_size(x)), x, layout_of(x))
 
 
 def _op_backward(grad: Tensor, x: Tensor, weight: Tensor, wanted: Sequence[bool], *arguments: Any) -> list[Tensor]:
-    gradients = _backward(grad, x, weight, wanted, _Options(*arguments))
+    gradients = _backward(grad, x, weight, wanted, Options(*arguments))
     return [gradient for gradient in gradients if gradient is not None]
 
 
@@ -425,7 +354,7 @@ def _op_backward_fake(grad: Tensor, x: Tensor, weight: Tensor, wanted: Sequence[
 
 def _op_setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, weight, bias, *arguments = inputs
-    ctx.options = _Options(*arguments)
+    ctx.options = Options(*arguments)
     ctx.wanted = [x.requires_grad, weight.requires_grad, bias is not None and bias.requires_grad]
     ctx.save_for_backward(x, weight)
 

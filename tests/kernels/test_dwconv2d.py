@@ -171,18 +171,48 @@ def test_the_reference_means_the_same(dtype: torch.dtype) -> None:
         check(arguments(dtype=dtype), dwconv2d_reference, kernel_size=3, padding=1, pre_relu=pre_relu)
 
 
+# The shape of the images, of the kernel, the dilation, and whether the compiled kernel is the faster one, channels last
+# and without a ReLU.
+FASTER: dict[str, tuple[tuple[int, int, int, int], Any, int, bool]] = {
+    "large": ((2, 5, 64, 64), 3, 1, False),
+    "small": ((1, 7, 64, 64), 3, 1, True),
+    "the smallest large ones": ((1, 8, 64, 64), 3, 1, False),
+    "many taps on small images": ((8, 64, 8, 8), 5, 1, True),
+    "fewer taps": ((8, 64, 8, 8), (3, 7), 1, False),
+    "larger images": ((8, 64, 8, 9), 5, 1, False),
+    "dilated": ((8, 64, 8, 8), 5, 2, False),
+}
+
+
 @pytest.mark.parametrize("pre_relu", [False, True])
 @pytest.mark.parametrize("layout", FORMATS)
-def test_pytorch_does_what_it_is_faster_at(layout: str, pre_relu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", FASTER)
+def test_pytorch_does_what_it_is_faster_at(
+    name: str, layout: str, pre_relu: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.undo()
     assert native.CPU is not None
     forward = native.CPU.dwconv2d
     calls: list[None] = []
     monkeypatch.setattr(native.CPU, "dwconv2d", lambda *a: calls.append(forward(*a)))
-    leaves = arguments(memory_format=FORMATS[layout])
-    check(leaves, kernel_size=3, padding=1, pre_relu=pre_relu)
-    assert len(calls) == (0 if layout == "channels_last" and not pre_relu else 1)
-    assert dwconv2d(*leaves, pre_relu=pre_relu).is_contiguous(memory_format=FORMATS[layout])
+    shape, kernel, dilation, faster = FASTER[name]
+    leaves = arguments(shape, kernel, memory_format=FORMATS[layout])
+    check(leaves, kernel_size=kernel, padding=4, dilation=dilation, pre_relu=pre_relu)
+    assert len(calls) == (1 if layout == "contiguous" or pre_relu or faster else 0)
+    assert dwconv2d(*leaves, padding=4, pre_relu=pre_relu).is_contiguous(memory_format=FORMATS[layout])
+
+
+def test_options_of_other_kinds_are_not_mistaken_for_known_ones() -> None:
+    x, weight, bias = arguments(larger=(0, 0, 0))
+    expected = dwconv2d(x, weight, bias, padding=1, stride=2)
+    assert torch.equal(dwconv2d(x, weight, bias, padding=[1, 1], stride=[2, 2]), expected)
+    assert torch.equal(dwconv2d(x, weight, bias, padding=(1, 1), stride=(2, 2)), expected)
+    with pytest.raises(ValueError, match="x has 5 channels"):
+        dwconv2d(x, weight[:4], bias[:4], padding=1, stride=2)
+    with pytest.raises(ValueError, match="bias has shape"):
+        dwconv2d(x, weight, bias[:4], padding=1, stride=2)
+    assert dwconv2d(x, weight, None, padding=1, stride=2).shape == expected.shape
+    assert dwconv2d(x[0], weight, bias, padding=1, stride=2).shape == expected.shape[1:]
 
 
 def test_the_whole_weight_by_default() -> None:
