@@ -3,7 +3,8 @@
 // How a depthwise convolution is cut into pieces, and where everything is in the workspace.
 //
 // All arithmetic is on vectors of channels. Where the channels come first in memory, a vector holds the same position
-// of neighbouring planes, whatever images they belong to: then no lane is idle. A plane is copied into a padded buffer
+// of neighbouring planes, whatever images they belong to: then no lane is idle. Only who needs all channels of an image
+// together (`by_image`) begins each image with a vector of its own. A plane is copied into a padded buffer
 // whose rows lie `pitch` positions apart. There position p of the output is the sum over the taps of weight *
 // buffer[p + offset of the tap], one offset for all p. A stride deals the rows and columns of the input out to as many
 // phases, each with a buffer of its own, so that the positions stay neighbours. Large images are worked on in bands of
@@ -34,6 +35,7 @@ struct Plan {
 
   const DwConv2dShape& s;
   bool backward;
+  bool by_image;
   std::int64_t taps, phases;
   std::int64_t blocks;   // of channels; where they come first, of planes with the same channels in the same lanes
   std::int64_t repeats;  // how often each block comes: the images, or groups of them that fill up vectors
@@ -48,10 +50,12 @@ struct Plan {
   std::int64_t result;    // size of the buffer of what a band computes
   std::int64_t chunk, chunks;
 
-  Plan(const DwConv2dShape& shape, bool is_backward) : s(shape), backward(is_backward) {
+  // `more` is the number of bytes that the caller keeps for each row of a band.
+  Plan(const DwConv2dShape& shape, bool is_backward, bool is_by_image = Last, std::int64_t more = 0)
+      : s(shape), backward(is_backward), by_image(is_by_image) {
     taps = s.kernel.count();
     phases = s.stride.count();
-    if (Last) {
+    if (by_image) {
       blocks = divide_up(s.channels, lanes);
       repeats = s.batch;
     } else {
@@ -63,10 +67,9 @@ struct Plan {
     halo = (s.kernel.height - 1) * s.dilation.height / s.stride.height;
     reach = (s.kernel.width - 1) * s.dilation.width / s.stride.width;
     pitch = at_least(s.out.width, divide_up(s.in.width + s.padding.width, s.stride.width));
-    pitch = at_least(pitch, s.out.width + reach - s.padding.width / s.stride.width);
     rows = s.out.height;
     if (backward) rows = at_least(rows, divide_up(s.in.height + s.padding.height, s.stride.height));
-    const std::int64_t row_bytes = pitch * kVectorBytes * (phases + (backward ? 1 : 0));
+    const std::int64_t row_bytes = pitch * kVectorBytes * (phases + (backward ? 1 : 0)) + more;
     band = at_most(rows, at_least(kBandBytes / row_bytes, 1 + halo));
     plane = (band + halo) * pitch + reach;
     origin = reach + halo * pitch;
@@ -82,14 +85,18 @@ struct Plan {
   // The channel in a lane of a block, -1 if there is none.
   std::int64_t channel(std::int64_t block, std::int64_t lane) const {
     const std::int64_t number = block * lanes + lane;
-    return Last ? (number < s.channels ? number : -1) : number % s.channels;
+    return by_image ? (number < s.channels ? number : -1) : number % s.channels;
+  }
+
+  // The first plane of a block, counted over all images.
+  std::int64_t first_plane(std::int64_t block, std::int64_t repeat) const {
+    return by_image ? repeat * s.channels + block * lanes : (repeat * blocks + block) * lanes;
   }
 
   // Lanes in use, at the given repetition of a block.
   std::int64_t lanes_of(std::int64_t block, std::int64_t repeat) const {
-    const std::int64_t left =
-        Last ? s.channels - block * lanes : s.batch * s.channels - (repeat * blocks + block) * lanes;
-    return at_least(0, at_most(left, lanes));
+    const std::int64_t end = by_image ? (repeat + 1) * s.channels : s.batch * s.channels;
+    return at_least(0, at_most(end - first_plane(block, repeat), lanes));
   }
 
   int threads(int most) const {
