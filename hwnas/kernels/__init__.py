@@ -8,6 +8,7 @@ from hwnas.kernels.mask_scale import mask_scale, mask_scale_reference
 from hwnas.kernels.mixed_bn_sum import mixed_bn_sum, mixed_bn_sum_reference
 from hwnas.kernels.mixed_sum import mixed_sum, mixed_sum_reference
 from hwnas.kernels.native import describe
+from hwnas.kernels.separable_conv2d import separable_conv2d, separable_conv2d_reference
 from hwnas.kernels.slice_pack import slice_pack, slice_unpack
 
 __all__ = [
@@ -22,6 +23,8 @@ __all__ = [
     "mixed_bn_sum_reference",
     "mixed_sum",
     "mixed_sum_reference",
+    "separable_conv2d",
+    "separable_conv2d_reference",
     "slice_pack",
     "slice_unpack",
 ]

@@ -32,8 +32,11 @@ PLAIN = {Tensor, torch.nn.Parameter}
 """Types of tensors that are nothing but tensors: a subclass may mean something else by its operations."""
 
 
-OPERATORS = ("mixed_sum", "mixed_bn_sum", "dwconv2d", "mask_scale", "slice_pack")
+OPERATORS = ("mixed_sum", "mixed_bn_sum", "dwconv2d", "separable_conv2d", "mask_scale", "slice_pack")
 """Names of the operators, which are also those of their functions in the compiled modules."""
+
+
+_CPU_ONLY = {"separable_conv2d": "its pointwise convolution is that of PyTorch's libraries there"}
 
 
 def accumulator(dtype: torch.dtype) -> torch.dtype:
@@ -295,6 +298,8 @@ def describe() -> dict[str, Any]:
 
 
 def _missing(operator: str, module: ModuleType | None, device: dict[str, Any]) -> str | None:
+    if module is CUDA and operator in _CPU_ONLY:
+        return f"there is no CUDA kernel: {_CPU_ONLY[operator]}"
     if device["usable"] and not hasattr(module, operator):
         return f"the compiled module {device['path']} is older than hwnas and does not have it: install hwnas again"
     reason: str | None = device["reason"]

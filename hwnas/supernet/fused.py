@@ -1,4 +1,6 @@
-"""Depthwise convolutions of a super-net run by compiled kernels, where possible together with the ReLU before them.
+"""Depthwise convolutions of a super-net run by compiled kernels, where possible together with their neighbours.
+
+These are the ReLU before them and the pointwise convolution behind them.
 
 Candidates are plain modules of PyTorch, and most of the time of a step goes to their depthwise convolutions. When a
 super-net is made, these become `DepthwiseConv2d`, in place: they keep their parameters, their names and what they
@@ -12,6 +14,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from hwnas.kernels.dwconv2d import dwconv2d
+from hwnas.kernels.separable_conv2d import separable_conv2d, unsupported_reason
+
+# Elements of a pointwise weight up to which the kernel is at least as fast as PyTorch's matrix products.
+_FASTER_UP_TO = 1 << 16
 
 
 class DepthwiseConv2d(nn.Conv2d):
@@ -23,7 +29,7 @@ class DepthwiseConv2d(nn.Conv2d):
         if not self._takes(input):
             y: Tensor = super()._conv_forward(input, weight, bias)
             return y
-        return dwconv2d(input, weight, bias, stride=self.stride, padding=self.padding, dilation=self.dilation)
+        return dwconv2d(input, weight, bias, **self._places())
 
     def can_follow(self, relu: nn.Module, x: Any) -> bool:
         """Tell whether `after_relu` does what a module and this one do after each other.
@@ -54,8 +60,54 @@ class DepthwiseConv2d(nn.Conv2d):
         x : Tensor, shape (N, C, H, W)
             What the ReLU would be given.
         """
-        places: dict[str, Any] = {"stride": self.stride, "padding": self.padding, "dilation": self.dilation}
-        return dwconv2d(x, self.weight, self.bias, **places, pre_relu=True)
+        return dwconv2d(x, self.weight, self.bias, **self._places(), pre_relu=True)
+
+    def can_precede(self, point: nn.Module, x: Any, pre_relu: bool) -> bool:
+        """Tell whether `before_pointwise` does what this module and one behind it do after each other, and faster.
+
+        Parameters
+        ----------
+        point : torch.nn.Module
+            Any module. It has to be a pointwise convolution that nothing watches. Neither may have a bias.
+        x : Any
+            Input of this module, or of the ReLU before it.
+        pre_relu : bool
+            Whether there is one, of which `can_follow` is true.
+        """
+        return (
+            type(point) is nn.Conv2d
+            and type(self) is DepthwiseConv2d
+            and point.kernel_size == point.stride == (1, 1)
+            and point.padding in ((0, 0), "valid", "same")
+            and point.groups == 1
+            and point.bias is None
+            and self.bias is None
+            and point.in_channels == self.out_channels
+            and point.weight.numel() <= _FASTER_UP_TO
+            and not isinstance(self.padding, str)
+            and not is_observed(self)
+            and not is_observed(point)
+            and isinstance(x, Tensor)
+            and self._takes(x)
+            and unsupported_reason(x, self.weight, point.weight, **self._places(), pre_relu=pre_relu) is None
+        )
+
+    def before_pointwise(self, point: nn.Conv2d, x: Tensor, pre_relu: bool) -> Tensor:
+        """Run this convolution and a pointwise one behind it.
+
+        Parameters
+        ----------
+        point : torch.nn.Conv2d
+            Of which `can_precede` is true.
+        x : Tensor, shape (N, C, H, W)
+            Input of this module, or of the ReLU before it.
+        pre_relu : bool
+            Convolve ``max(x, 0)``.
+        """
+        return separable_conv2d(x, self.weight, point.weight, **self._places(), pre_relu=pre_relu)
+
+    def _places(self) -> dict[str, Any]:
+        return {"stride": self.stride, "padding": self.padding, "dilation": self.dilation}
 
     def _takes(self, x: Tensor) -> bool:
         # Another number of channels is an error, about which PyTorch speaks.

@@ -1,6 +1,7 @@
 """Modules that run one after the other, neighbours as one operation where there is a kernel for both.
 
-Two pairs are known: a ReLU and the depthwise convolution behind it, a batch normalisation and the activation behind it.
+Known are a depthwise convolution with the ReLU before it, the pointwise convolution behind it or both, and a batch
+normalisation with the activation behind it.
 When a super-net is made, every `torch.nn.Sequential` becomes a `FusedSequential`, in place. A frozen member has the
 class of PyTorch again.
 """
@@ -74,10 +75,20 @@ def run_in_order(modules: Sequence[nn.Module], x: Any) -> Any:
     """
     position = 0
     while position < len(modules):
-        module = modules[position]
-        following = modules[position + 1] if position + 1 < len(modules) else None
+        module, following, third = (*modules[position : position + 3], None, None)[:3]
         if isinstance(following, DepthwiseConv2d) and following.can_follow(module, x):
-            x = following.after_relu(x)
+            if third is not None and following.can_precede(third, x, pre_relu=True):
+                x = following.before_pointwise(third, x, pre_relu=True)
+                position += 3
+            else:
+                x = following.after_relu(x)
+                position += 2
+        elif (
+            isinstance(module, DepthwiseConv2d)
+            and following is not None
+            and module.can_precede(following, x, pre_relu=False)
+        ):
+            x = module.before_pointwise(following, x, pre_relu=False)
             position += 2
         elif following is not None and (bounds := clamp_bounds(module, following)) is not None:
             x = run_clamped(module, x, bounds)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hwnas.kernels.bench import bn_clamp, dwconv2d, mask_scale, mixed_bn_sum, mixed_sum, slice_pack
+from hwnas.kernels.bench import bn_clamp, dwconv2d, mask_scale, mixed_bn_sum, mixed_sum, separable_conv2d, slice_pack
 from hwnas.kernels.bench.case import PHASES, Case, Limit, Problem
 from hwnas.kernels.bench.measure import Quartiles, Row, measure
 from hwnas.kernels.bench.plot import plot
@@ -32,6 +32,7 @@ OPERATORS = (
     mixed_bn_sum.cases,
     bn_clamp.cases,
     dwconv2d.cases,
+    separable_conv2d.cases,
     mask_scale.cases,
     slice_pack.cases,
 )

@@ -1,0 +1,403 @@
+"""Separable convolution: a depthwise and a pointwise convolution in one, with the ReLU in front of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from hwnas.errors import UnsupportedError
+from hwnas.kernels import native
+from hwnas.kernels.dwconv2d import dwconv2d
+from hwnas.kernels.layout import FORMATS, as_laid_out, layout_of
+from hwnas.kernels.library import LIBRARY
+
+_Pair = tuple[int, int]
+
+# Gradients of x and of both weights.
+_Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
+
+
+class _Options(NamedTuple):
+    """How to convolve by depth; in this order they are arguments of the operator."""
+
+    stride: _Pair
+    padding: _Pair
+    dilation: _Pair
+    pre_relu: bool
+
+    def out_size(self, x: Tensor, depthwise: Tensor) -> _Pair:
+        """Return height and width of the output."""
+        sizes = [
+            (size + 2 * p - d * (k - 1) - 1) // s + 1
+            for size, k, s, p, d in zip(
+                x.shape[2:], depthwise.shape[2:], self.stride, self.padding, self.dilation, strict=True
+            )
+        ]
+        return sizes[0], sizes[1]
+
+
+def separable_conv2d(
+    x: Tensor,
+    depthwise: Tensor,
+    pointwise: Tensor,
+    *,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    pre_relu: bool = False,
+) -> Tensor:
+    """Convolve each channel of an image by a kernel of its own, and mix the channels of each pixel.
+
+    Nothing of the size of an image is kept for the backward pass besides `x` itself: the output of the depthwise
+    convolution exists for a few rows at a time, and is computed again there. On a CPU that takes less time than writing
+    and reading it. The compiled kernel is used where it can be (see `unsupported_reason`), `dwconv2d` and PyTorch's
+    pointwise convolution elsewhere. There is no kernel for CUDA: a pointwise convolution is a large matrix product, for
+    which PyTorch has the best libraries there are. Gradients are the same from run to run and for every number of
+    threads. Gradients of gradients are supported. A value of `x` that is not finite may make gradients of the weights of
+    its channel NaN.
+
+    Parameters
+    ----------
+    x : Tensor, shape (N, C, H, W)
+        The images, contiguous or channels-last.
+    depthwise : Tensor, shape (C, 1, k, l)
+        A kernel for each channel.
+    pointwise : Tensor, shape (D, C, 1, 1)
+        What each channel counts in each channel of the output.
+    stride, padding, dilation : int or pair of int
+        Of the depthwise convolution, as `torch.nn.functional.conv2d` takes them.
+    pre_relu : bool
+        Convolve ``max(x, 0)``.
+
+    Returns
+    -------
+    Tensor, shape (N, D, H', W')
+        In the memory format of `x`.
+
+    Raises
+    ------
+    UnsupportedError
+        An argument is no tensor of floating-point numbers.
+    ValueError
+        A shape does not match.
+
+    References
+    ----------
+    Chollet: Xception: Deep Learning with Depthwise Separable Convolutions, CVPR 2017.
+
+    Examples
+    --------
+    >>> x, depthwise, pointwise = torch.randn(2, 3, 8, 8), torch.randn(3, 1, 5, 5), torch.randn(4, 3, 1, 1)
+    >>> y = separable_conv2d(x, depthwise, pointwise, padding=2, pre_relu=True)
+    >>> torch.allclose(y, F.conv2d(F.conv2d(x.relu(), depthwise, padding=2, groups=3), pointwise), atol=1e-4)
+    True
+    """
+    _check(x, depthwise, pointwise)
+    options = _options(stride, padding, dilation, pre_relu)
+    if _autocast_reason(x) or _reason(x, depthwise, pointwise, options):
+        if not torch.compiler.is_compiling():
+            native.warn_if_missing(x.device)
+        return _composed(x, depthwise, pointwise, options)
+    if torch.compiler.is_compiling():
+        return torch.ops.hwnas.separable_conv2d(x, depthwise, pointwise, *options)  # type: ignore[no-any-return]
+    if torch.is_grad_enabled() and (x.requires_grad or depthwise.requires_grad or pointwise.requires_grad):
+        return _SeparableConv2d.apply(x, depthwise, pointwise, options)  # type: ignore[no-any-return, no-untyped-call]
+    return _forward(x, depthwise, pointwise, options)
+
+
+def separable_conv2d_reference(
+    x: Tensor,
+    depthwise: Tensor,
+    pointwise: Tensor,
+    *,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    pre_relu: bool = False,
+) -> Tensor:
+    """Compute `separable_conv2d` in plain PyTorch: what the kernel means.
+
+    Parameters and result are those of `separable_conv2d`.
+    """
+    return _reference(x, depthwise, pointwise, _options(stride, padding, dilation, pre_relu))
+
+
+def unsupported_reason(
+    x: Tensor,
+    depthwise: Tensor,
+    pointwise: Tensor,
+    *,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    pre_relu: bool = False,
+) -> str | None:
+    """Say why the compiled kernel cannot take these arguments. Two convolutions then do.
+
+    The parameters are those of `separable_conv2d`.
+
+    Returns
+    -------
+    str or None
+        The reason, None when the kernel can be used.
+    """
+    options = _options(stride, padding, dilation, pre_relu)
+    return _autocast_reason(x) or _reason(x, depthwise, pointwise, options)
+
+
+def _autocast_reason(x: Tensor) -> str | None:
+    if x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+        return "autocast chooses the type in which each convolution computes"
+    return None
+
+
+def _reason(x: Tensor, depthwise: Tensor, pointwise: Tensor, options: _Options) -> str | None:
+    for tensor in (x, depthwise, pointwise):
+        if tensor.dtype != torch.float32:
+            return f"there is no kernel for {tensor.dtype}"
+        if tensor.device.type != "cpu":
+            return f"there is no kernel for device type {tensor.device.type!r}"
+    if x.dim() != 4:
+        return f"x has {x.dim()} dimensions, not 4"
+    if torch.compiler.is_compiling():
+        if torch.compiler.is_exporting():
+            return "the program is being exported, and other programs do not know the operator"
+    elif reason := native.no_address_reason((x, depthwise, pointwise)):
+        return reason
+    if pointwise.shape[0] == 0:
+        return "the output has no channels"
+    if min(options.out_size(x, depthwise)) < 1:
+        return "the kernel is larger than the padded image"
+    return native.unavailable_reason(x.device)
+
+
+# --- arguments ----------------------------------------------------------------------------------------------
+
+
+def _check(x: Tensor, depthwise: Tensor, pointwise: Tensor) -> None:
+    """Raise an error that names the argument at fault."""
+    for name, tensor in (("x", x), ("depthwise", depthwise), ("pointwise", pointwise)):
+        if not isinstance(tensor, Tensor):
+            raise UnsupportedError(f"separable_conv2d: {name} is a {type(tensor).__name__}, expected a Tensor")
+        if not tensor.is_floating_point():
+            raise UnsupportedError(f"separable_conv2d: {name} is {tensor.dtype}, expected a floating-point type")
+    if x.dim() not in (3, 4):
+        raise ValueError(f"separable_conv2d: x has shape {tuple(x.shape)}, expected (N, C, H, W)")
+    channels = x.shape[-3]
+    if depthwise.dim() != 4 or depthwise.shape[:2] != (channels, 1):
+        raise ValueError(
+            f"separable_conv2d: depthwise has shape {tuple(depthwise.shape)}, expected ({channels}, 1, height, width): "
+            f"one kernel for each channel of x"
+        )
+    if pointwise.dim() != 4 or pointwise.shape[1:] != (channels, 1, 1):
+        raise ValueError(
+            f"separable_conv2d: pointwise has shape {tuple(pointwise.shape)}, expected (outputs, {channels}, 1, 1), as "
+            f"x has {channels} channels"
+        )
+
+
+def _options(
+    stride: int | Sequence[int], padding: int | Sequence[int], dilation: int | Sequence[int], pre_relu: bool
+) -> _Options:
+    return _Options(_pair("stride", stride, 1), _pair("padding", padding, 0), _pair("dilation", dilation, 1), pre_relu)
+
+
+def _pair(name: str, value: int | Sequence[int], least: int) -> _Pair:
+    pair = (value, value) if isinstance(value, int) else tuple(value)
+    if len(pair) != 2 or not all(isinstance(each, int) and each >= least for each in pair):
+        raise ValueError(f"separable_conv2d: {name} is {value!r}, expected one or two integers of at least {least}")
+    return pair[0], pair[1]
+
+
+def _reference(x: Tensor, depthwise: Tensor, pointwise: Tensor, options: _Options) -> Tensor:
+    stride, padding, dilation, pre_relu = options
+    inside = x.relu() if pre_relu else x
+    return F.conv2d(F.conv2d(inside, depthwise, None, stride, padding, dilation, x.shape[-3]), pointwise)
+
+
+def _composed(x: Tensor, depthwise: Tensor, pointwise: Tensor, options: _Options) -> Tensor:
+    """The two convolutions, the first by its own kernel where there is one."""
+    stride, padding, dilation, pre_relu = options
+    places: dict[str, Any] = {"stride": stride, "padding": padding, "dilation": dilation}
+    return F.conv2d(dwconv2d(x, depthwise, **places, pre_relu=pre_relu), pointwise)
+
+
+# --- the compiled kernels -----------------------------------------------------------------------------------
+
+
+def _arguments(x: Tensor, depthwise: Tensor, options: _Options, layout: int) -> tuple[Any, ...]:
+    """Return what tells the compiled functions everything but the addresses and the channels of the output."""
+    channels, _, *kernel = depthwise.shape
+    return (
+        native.DTYPE_CODES[x.dtype],
+        layout == 1,
+        options.pre_relu,
+        tuple(x.shape),
+        (channels, *kernel),
+        tuple(kernel),
+        *options[:3],
+    )
+
+
+def _empty(x: Tensor, depthwise: Tensor, pointwise: Tensor, options: _Options) -> Tensor:
+    size = (x.shape[0], pointwise.shape[0], *options.out_size(x, depthwise))
+    return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=FORMATS[layout_of(x)])
+
+
+def _forward(x: Tensor, depthwise: Tensor, pointwise: Tensor, options: _Options) -> Tensor:
+    layout = layout_of(x)
+    y = _empty(x, depthwise, pointwise, options)
+    (x,) = as_laid_out([x], layout)
+    depthwise, pointwise = depthwise.contiguous(), pointwise.contiguous()
+    module, where = native.where(x.device)
+    module.separable_conv2d(
+        _arguments(x, depthwise, options, layout),
+        pointwise.shape[0],
+        x.data_ptr(),
+        depthwise.data_ptr(),
+        pointwise.data_ptr(),
+        y.data_ptr(),
+        *where,
+    )
+    return y
+
+
+def _native_backward(
+    grad: Tensor, x: Tensor, depthwise: Tensor, pointwise: Tensor, wanted: Sequence[bool], options: _Options
+) -> _Gradients:
+    layout = layout_of(x)
+    grad, x = as_laid_out([grad, x], layout)
+    depthwise, pointwise = depthwise.contiguous(), pointwise.contiguous()
+    grad_x, grad_depthwise, grad_pointwise = (
+        torch.empty_like(tensor) if want else None
+        for tensor, want in zip((x, depthwise, pointwise), wanted, strict=True)
+    )
+    module, where = native.where(x.device)
+    module.separable_conv2d_backward(
+        _arguments(x, depthwise, options, layout),
+        pointwise.shape[0],
+        grad.data_ptr(),
+        x.data_ptr(),
+        depthwise.data_ptr(),
+        pointwise.data_ptr(),
+        *(0 if gradient is None else gradient.data_ptr() for gradient in (grad_x, grad_depthwise, grad_pointwise)),
+        *where,
+    )
+    return grad_x, grad_depthwise, grad_pointwise
+
+
+# --- gradients ----------------------------------------------------------------------------------------------
+
+
+def _reference_backward(
+    grad: Tensor, x: Tensor, depthwise: Tensor, pointwise: Tensor, wanted: Sequence[bool], options: _Options
+) -> _Gradients:
+    stride, padding, dilation, pre_relu = options
+    inside, channels = x.relu() if pre_relu else x, x.shape[1]
+    between = F.conv2d(inside, depthwise, None, stride, padding, dilation, channels)
+    grad_between, grad_pointwise, _ = torch.ops.aten.convolution_backward(
+        grad, between, pointwise, None, (1, 1), (0, 0), (1, 1), False, (0, 0), 1, (True, wanted[2], False)
+    )
+    some = (wanted[0], wanted[1], False)
+    grad_x, grad_depthwise, _ = torch.ops.aten.convolution_backward(
+        grad_between, inside, depthwise, None, stride, padding, dilation, False, (0, 0), channels, some
+    )
+    if wanted[0]:
+        masked = torch.where(x <= 0, 0, grad_x) if pre_relu else grad_x
+        grad_x = masked.contiguous(memory_format=FORMATS[layout_of(x)])
+    return (
+        grad_x,
+        grad_depthwise.contiguous() if wanted[1] else None,
+        grad_pointwise.contiguous() if wanted[2] else None,
+    )
+
+
+def _backward(
+    grad: Tensor, x: Tensor, depthwise: Tensor, pointwise: Tensor, wanted: Sequence[bool], options: _Options
+) -> _Gradients:
+    """Gradients of x and the weights, None where not wanted."""
+    # Gradients are enabled here only under create_graph=True: somebody wants to differentiate what follows.
+    native_can = (
+        not torch.is_grad_enabled()
+        and _reason(x, depthwise, pointwise, options) is None
+        and native.no_address_reason([grad]) is None
+    )
+    backward = _native_backward if native_can else _reference_backward
+    return backward(grad, x, depthwise, pointwise, wanted, options)
+
+
+class _SeparableConv2d(torch.autograd.Function):
+    """The eager path: the compiled kernel without the dispatcher."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, depthwise: Tensor, pointwise: Tensor, options: _Options) -> Tensor:
+        ctx.options = options
+        ctx.save_for_backward(x, depthwise, pointwise)
+        return _forward(x, depthwise, pointwise, options)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return *_backward(grad, *ctx.saved_tensors, ctx.needs_input_grad[:3], ctx.options), None
+
+
+# --- the operator, for torch.compile ------------------------------------------------------------------------
+
+_SCHEMA = "int[2] stride, int[2] padding, int[2] dilation, bool pre_relu"
+_TENSORS = "Tensor x, Tensor depthwise, Tensor pointwise"
+LIBRARY.define(f"separable_conv2d({_TENSORS}, {_SCHEMA}) -> Tensor")
+# The gradients that are wanted, in order: an operator cannot return None.
+LIBRARY.define(f"separable_conv2d_backward(Tensor grad, {_TENSORS}, bool[3] wanted, {_SCHEMA}) -> Tensor[]")
+
+
+def _op(x: Tensor, depthwise: Tensor, pointwise: Tensor, *arguments: Any) -> Tensor:
+    options = _Options(*arguments)
+    if _reason(x, depthwise, pointwise, options) is None:
+        return _forward(x, depthwise, pointwise, options)
+    return _reference(x, depthwise, pointwise, options).contiguous(memory_format=FORMATS[layout_of(x)])
+
+
+def _op_fake(x: Tensor, depthwise: Tensor, pointwise: Tensor, *arguments: Any) -> Tensor:
+    return _empty(x, depthwise, pointwise, _Options(*arguments))
+
+
+def _op_backward(
+    grad: Tensor, x: Tensor, depthwise: Tensor, pointwise: Tensor, wanted: Sequence[bool], *arguments: Any
+) -> list[Tensor]:
+    gradients = _backward(grad, x, depthwise, pointwise, wanted, _Options(*arguments))
+    return [gradient for gradient in gradients if gradient is not None]
+
+
+def _op_backward_fake(
+    grad: Tensor, x: Tensor, depthwise: Tensor, pointwise: Tensor, wanted: Sequence[bool], *arguments: Any
+) -> list[Tensor]:
+    of_x = torch.empty_like(x, memory_format=FORMATS[layout_of(x)])
+    gradients = of_x, depthwise.new_empty(depthwise.shape), pointwise.new_empty(pointwise.shape)
+    return [gradient for gradient, want in zip(gradients, wanted, strict=True) if want]
+
+
+def _op_setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, stride, padding, dilation, pre_relu = inputs
+    ctx.options = _Options(stride, padding, dilation, pre_relu)
+    ctx.wanted = [tensor.requires_grad for tensor in tensors]
+    ctx.save_for_backward(*tensors)
+
+
+def _op_autograd(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    unused = [None] * len(ctx.options)
+    if torch.is_grad_enabled():
+        return *_reference_backward(grad, *ctx.saved_tensors, ctx.wanted, ctx.options), *unused
+    found = iter(torch.ops.hwnas.separable_conv2d_backward(grad, *ctx.saved_tensors, ctx.wanted, *ctx.options))
+    return *(next(found) if want else None for want in ctx.wanted), *unused
+
+
+LIBRARY.impl("separable_conv2d", _op, "CompositeExplicitAutograd")
+LIBRARY.impl("separable_conv2d_backward", _op_backward, "CompositeExplicitAutograd")
+torch.library.register_fake("hwnas::separable_conv2d", _op_fake, lib=LIBRARY)
+torch.library.register_fake("hwnas::separable_conv2d_backward", _op_backward_fake, lib=LIBRARY)
+torch.library.register_autograd(
+    "hwnas::separable_conv2d", _op_autograd, setup_context=_op_setup_context, lib=LIBRARY
+)
