@@ -57,8 +57,8 @@ def separable_conv2d(
     and reading it. The compiled kernel is used where it can be (see `unsupported_reason`), `dwconv2d` and PyTorch's
     pointwise convolution elsewhere. There is no kernel for CUDA: a pointwise convolution is a large matrix product, for
     which PyTorch has the best libraries there are. Gradients are the same from run to run and for every number of
-    threads. Gradients of gradients are supported. A value of `x` that is not finite may make gradients of the weights of
-    its channel NaN.
+    threads. Gradients of gradients are supported. A value of `x` that is not finite may make gradients of the weights
+    of its channel NaN.
 
     Parameters
     ----------
@@ -220,7 +220,7 @@ def _reference(x: Tensor, depthwise: Tensor, pointwise: Tensor, options: _Option
 
 
 def _composed(x: Tensor, depthwise: Tensor, pointwise: Tensor, options: _Options) -> Tensor:
-    """The two convolutions, the first by its own kernel where there is one."""
+    """Run two convolutions, the first by its own kernel where there is one."""
     stride, padding, dilation, pre_relu = options
     places: dict[str, Any] = {"stride": stride, "padding": padding, "dilation": dilation}
     return F.conv2d(dwconv2d(x, depthwise, **places, pre_relu=pre_relu), pointwise)
@@ -341,7 +341,8 @@ class _SeparableConv2d(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return *_backward(grad, *ctx.saved_tensors, ctx.needs_input_grad[:3], ctx.options), None
+        x, depthwise, pointwise = ctx.saved_tensors
+        return *_backward(grad, x, depthwise, pointwise, ctx.needs_input_grad[:3], ctx.options), None
 
 
 # --- the operator, for torch.compile ------------------------------------------------------------------------
@@ -387,10 +388,11 @@ def _op_setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None
 
 
 def _op_autograd(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    x, depthwise, pointwise = ctx.saved_tensors
     unused = [None] * len(ctx.options)
     if torch.is_grad_enabled():
-        return *_reference_backward(grad, *ctx.saved_tensors, ctx.wanted, ctx.options), *unused
-    found = iter(torch.ops.hwnas.separable_conv2d_backward(grad, *ctx.saved_tensors, ctx.wanted, *ctx.options))
+        return *_reference_backward(grad, x, depthwise, pointwise, ctx.wanted, ctx.options), *unused
+    found = iter(torch.ops.hwnas.separable_conv2d_backward(grad, x, depthwise, pointwise, ctx.wanted, *ctx.options))
     return *(next(found) if want else None for want in ctx.wanted), *unused
 
 
@@ -398,6 +400,4 @@ LIBRARY.impl("separable_conv2d", _op, "CompositeExplicitAutograd")
 LIBRARY.impl("separable_conv2d_backward", _op_backward, "CompositeExplicitAutograd")
 torch.library.register_fake("hwnas::separable_conv2d", _op_fake, lib=LIBRARY)
 torch.library.register_fake("hwnas::separable_conv2d_backward", _op_backward_fake, lib=LIBRARY)
-torch.library.register_autograd(
-    "hwnas::separable_conv2d", _op_autograd, setup_context=_op_setup_context, lib=LIBRARY
-)
+torch.library.register_autograd("hwnas::separable_conv2d", _op_autograd, setup_context=_op_setup_context, lib=LIBRARY)

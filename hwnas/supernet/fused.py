@@ -9,6 +9,7 @@ compute. A frozen member has the class of PyTorch again.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -62,21 +63,28 @@ class DepthwiseConv2d(nn.Conv2d):
         """
         return dwconv2d(x, self.weight, self.bias, **self._places(), pre_relu=True)
 
-    def can_precede(self, point: nn.Module, x: Any, pre_relu: bool) -> bool:
-        """Tell whether `before_pointwise` does what this module and one behind it do after each other, and faster.
+    def pointwise_behind(self, behind: Sequence[nn.Module], x: Any, pre_relu: bool) -> nn.Conv2d | None:
+        """Return the module behind this one if `before_pointwise` does what both do after each other, and faster.
 
         Parameters
         ----------
-        point : torch.nn.Module
-            Any module. It has to be a pointwise convolution that nothing watches. Neither may have a bias.
+        behind : sequence of torch.nn.Module
+            What follows. The first has to be a pointwise convolution that nothing watches. Neither may have a bias.
         x : Any
             Input of this module, or of the ReLU before it.
         pre_relu : bool
             Whether there is one, of which `can_follow` is true.
+
+        Returns
+        -------
+        torch.nn.Conv2d or None
+            None when the first that follows is something else.
         """
-        return (
-            type(point) is nn.Conv2d
-            and type(self) is DepthwiseConv2d
+        point = behind[0] if behind else None
+        if type(point) is not nn.Conv2d:
+            return None
+        fits = (
+            type(self) is DepthwiseConv2d
             and point.kernel_size == point.stride == (1, 1)
             and point.padding in ((0, 0), "valid", "same")
             and point.groups == 1
@@ -91,6 +99,7 @@ class DepthwiseConv2d(nn.Conv2d):
             and self._takes(x)
             and unsupported_reason(x, self.weight, point.weight, **self._places(), pre_relu=pre_relu) is None
         )
+        return point if fits else None
 
     def before_pointwise(self, point: nn.Conv2d, x: Tensor, pre_relu: bool) -> Tensor:
         """Run this convolution and a pointwise one behind it.
@@ -98,7 +107,7 @@ class DepthwiseConv2d(nn.Conv2d):
         Parameters
         ----------
         point : torch.nn.Conv2d
-            Of which `can_precede` is true.
+            What `pointwise_behind` returned.
         x : Tensor, shape (N, C, H, W)
             Input of this module, or of the ReLU before it.
         pre_relu : bool

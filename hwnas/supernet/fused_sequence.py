@@ -75,20 +75,17 @@ def run_in_order(modules: Sequence[nn.Module], x: Any) -> Any:
     """
     position = 0
     while position < len(modules):
-        module, following, third = (*modules[position : position + 3], None, None)[:3]
+        module, *behind = modules[position : position + 3]
+        following = behind[0] if behind else None
         if isinstance(following, DepthwiseConv2d) and following.can_follow(module, x):
-            if third is not None and following.can_precede(third, x, pre_relu=True):
-                x = following.before_pointwise(third, x, pre_relu=True)
-                position += 3
-            else:
-                x = following.after_relu(x)
-                position += 2
+            point = following.pointwise_behind(behind[1:], x, pre_relu=True)
+            x = following.after_relu(x) if point is None else following.before_pointwise(point, x, pre_relu=True)
+            position += 2 if point is None else 3
         elif (
             isinstance(module, DepthwiseConv2d)
-            and following is not None
-            and module.can_precede(following, x, pre_relu=False)
+            and (point := module.pointwise_behind(behind, x, pre_relu=False)) is not None
         ):
-            x = module.before_pointwise(following, x, pre_relu=False)
+            x = module.before_pointwise(point, x, pre_relu=False)
             position += 2
         elif following is not None and (bounds := clamp_bounds(module, following)) is not None:
             x = run_clamped(module, x, bounds)
