@@ -17,6 +17,12 @@ from hwnas.kernels.library import LIBRARY
 
 _Pair = tuple[int, int]
 
+_OLDER = (
+    None
+    if native.CPU is None or hasattr(native.CPU, "separable_conv2d")
+    else "the compiled module is older than hwnas: install hwnas again"
+)
+
 # Gradients of x and of both weights.
 _Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 
@@ -172,7 +178,7 @@ def _reason(x: Tensor, depthwise: Tensor, pointwise: Tensor, options: _Options) 
         return "the output has no channels"
     if min(options.out_size(x, depthwise)) < 1:
         return "the kernel is larger than the padded image"
-    return native.unavailable_reason(x.device)
+    return native.unavailable_reason(x.device) or _OLDER
 
 
 # --- arguments ----------------------------------------------------------------------------------------------

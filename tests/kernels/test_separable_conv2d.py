@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -506,3 +507,10 @@ def test_the_binding_checks_gradients(name: str) -> None:
     assert native.CPU is not None
     with pytest.raises(ValueError, match=f"{name} is not aligned"):
         native.CPU.separable_conv2d_backward(**good | {name: 66})
+
+
+def test_a_compiled_module_that_is_older_than_the_operator(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[separable_conv2d.__module__], "_OLDER", "the compiled module is older")
+    leaves = arguments()
+    assert unsupported_reason(*leaves) == "the compiled module is older"
+    torch.testing.assert_close(separable_conv2d(*leaves), separable_conv2d_reference(*leaves), atol=1e-4, rtol=1e-4)
