@@ -10,7 +10,8 @@ from torch.utils import _pytree as pytree
 
 from hwnas.errors import UnsupportedError
 from hwnas.profilers.profiler import masked
-from hwnas.profilers.symbols import SymbolTable, Table, conjunction, union
+from hwnas.profilers.symbols import SymbolTable
+from hwnas.profilers.tables import Table, combined, conjunction
 from hwnas.profilers.trace import Join, OpCall, Trace, storage_of
 from hwnas.supernet import MixedInput
 
@@ -86,7 +87,7 @@ class _Ledger:
     def allocate(self, tensor: Tensor, name: str, where: Table, step: int) -> None:
         size = Table((), np.asarray(tensor.element_size()))
         for extent in tensor.shape:
-            size = _product(size, self._symbols.evaluate(extent))
+            size = combined(np.multiply, [size, self._symbols.evaluate(extent)])
         made = Allocation(name, masked(size, [where]), where, step)
         self.allocations.append(made)
         self._known[storage_of(tensor)] = [(made, _ALWAYS)]
@@ -116,8 +117,3 @@ class _Ledger:
             when = conjunction([where, condition])
             if when.values.any():
                 allocation.uses.append((step, when))
-
-
-def _product(a: Table, b: Table) -> Table:
-    labels = union([a, b])
-    return Table(labels, a.aligned(labels) * b.aligned(labels))

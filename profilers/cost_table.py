@@ -15,7 +15,8 @@ import yaml
 
 from hwnas.errors import HwnasError
 from hwnas.profilers.profiler import Profiler, build_cost_model, domain_of, masked
-from hwnas.profilers.symbols import Table, conjunction, disjunction, listed_values
+from hwnas.profilers.symbols import listed_values
+from hwnas.profilers.tables import Table, conjunction, disjunction
 from hwnas.space import Mutable, Sample
 from hwnas.space.node import Node
 from hwnas.space.walk import Partial, Undecided

@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from hwnas.profilers.symbols import Table, conjunction, disjunction
+from hwnas.profilers.tables import Table, conjunction, disjunction
 from hwnas.profilers.trace import Join, Trace, storage_of
 
 

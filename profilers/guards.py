@@ -14,8 +14,7 @@ import numpy as np
 import torch
 from torch.utils import _pytree as pytree
 
-from hwnas.profilers.symbols import Table
-from hwnas.space import Sample
+from hwnas.profilers.tables import Table, possible
 
 MAX_CHECKS = 16
 
@@ -24,7 +23,8 @@ def violations(guards: Iterator[Table]) -> Iterator[tuple[tuple[str, ...], tuple
     """Yield where guards fail: labels and option indices, each once, at most `MAX_CHECKS` for each guard."""
     seen = set()
     for guard in guards:
-        failing = np.argwhere(~guard.values.astype(bool))[::-1]
+        fails = ~guard.values.astype(bool)
+        failing = np.argwhere(fails & possible(guard.labels) if fails.any() else fails)[::-1]
         for indices in failing[:: max(1, math.ceil(len(failing) / MAX_CHECKS))]:
             found = guard.labels, tuple(int(index) for index in indices)
             if found not in seen:
@@ -57,8 +57,3 @@ def fingerprint(operators: Any, sizes: Any, active: Any) -> list[tuple[str, tupl
                 shapes.append(sizes(leaf))
         found.append((str(call.operator), tuple(shapes)))
     return found
-
-
-def at(table: Table, sample: Sample, domain: dict[str, list[Any]]) -> Any:
-    """Look up the entry of a table for a sample."""
-    return table.values[tuple(domain[label].index(sample[label]) for label in table.labels)]

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from hwnas.cost import CostModel
+from hwnas.cost import CostModel, Intermediate
 from hwnas.export import build_many
 from hwnas.nn import ModelSpace
 from hwnas.profilers.measurement import Workload
 from hwnas.profilers.precision import in_precision
 from hwnas.profilers.profiler import build_cost_model, domain_of, masked
-from hwnas.profilers.symbols import Table
+from hwnas.profilers.tables import Table
 from hwnas.profilers.target import OrtTarget
 from hwnas.profilers.trace import Inputs
 from hwnas.profilers.traced_space import TracedSpace, traced
@@ -99,8 +99,13 @@ class LatencyParts:
         counts = np.zeros((len(samples), len(self._distinct)))
         index = {label: {_hashable(v): i for i, v in enumerate(values)} for label, values in self._domain.items()}
 
+        def place(label: str, sample: Sample) -> int:
+            if isinstance(label, Intermediate):
+                return int(label.table[tuple(place(part, sample) for part in label.labels)])
+            return index[label][_hashable(sample[label])]
+
         def at(table: np.ndarray, labels: tuple[str, ...], sample: Sample) -> Any:
-            return table[tuple(index[label][_hashable(sample[label])] for label in labels)]
+            return table[tuple(place(label, sample) for label in labels)]
 
         for row, sample in zip(counts, samples, strict=True):
             for part in self._parts:

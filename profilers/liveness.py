@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from hwnas.profilers.symbols import Table, conjunction, disjunction, union
+from hwnas.profilers.tables import Table, conjunction, disjunction, union
 from hwnas.profilers.trace import Join, OpCall, Trace
 
 MAX_ENTRIES = 20_000  # a condition over more combinations than that is replaced by a weaker one

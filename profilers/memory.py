@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 
 from hwnas.cost.domain import Domain
+from hwnas.cost.intermediate import closure
 from hwnas.nn import ModelSpace
 from hwnas.profilers.allocations import INPUT, Allocation, allocations_of
 from hwnas.profilers.peak_bound import peak_bound
 from hwnas.profilers.profiler import Profiler, build_cost_model, domain_of
-from hwnas.profilers.symbols import Table
+from hwnas.profilers.tables import Table, union
 from hwnas.profilers.trace import Inputs
 from hwnas.profilers.traced_space import TracedSpace, traced
 from hwnas.space import Sample
@@ -118,6 +119,13 @@ class PeakMemoryProfiler(Profiler):
     def __init__(self, space: ModelSpace, example_inputs: Inputs | TracedSpace) -> None:
         self._domain = Domain(domain_of(space))
         self._timelines = [allocations_of(trace) for trace in traced(space, example_inputs).traces]
+        tables = (
+            table
+            for timeline in self._timelines
+            for allocation in timeline
+            for table in (allocation.size, *(when for _, when in allocation.uses))
+        )
+        self._intermediates = closure(union(tables)).values()
         bound = peak_bound(self._timelines)
         self.is_exact = bound.is_exact
         model = build_cost_model(space, bound.parts, unit="bytes", constant=bound.floor)
@@ -144,7 +152,9 @@ class PeakMemoryProfiler(Profiler):
         peaks = [np.zeros(0)]
         for start in range(0, len(samples), _CHUNK):
             columns = self._domain.columns(labels, samples[start : start + _CHUNK])
-            index = dict(zip(labels, columns, strict=True))
+            index: dict[str, np.ndarray] = dict(zip(labels, columns, strict=True))
+            for each in self._intermediates:
+                index[each] = each.table[tuple(index[label] for label in each.labels)]
             n = len(samples[start : start + _CHUNK])
             peaks.append(np.max([_peaks(timeline, index, n) for timeline in self._timelines], axis=0))
         return np.concatenate(peaks)

@@ -9,9 +9,10 @@ import numpy as np
 from torch import nn
 
 from hwnas.nn import ModelSpace
-from hwnas.nn.parametrized import arguments_at
-from hwnas.profilers.profiler import Profiler, build_cost_model, combinations, domain_of, masked
-from hwnas.profilers.symbols import Table, check_table_size, conjunction, disjunction, tabulate
+from hwnas.nn.parametrized import expressions_in, map_argument
+from hwnas.profilers.profiler import Profiler, build_cost_model, masked
+from hwnas.profilers.symbols import tabulate
+from hwnas.profilers.tables import MAX_DENSE, Table, combined, conjunction, disjunction
 from hwnas.profilers.trace import Inputs, Trace
 from hwnas.profilers.traced_space import TracedSpace, traced
 from hwnas.space import MutableExpression
@@ -97,19 +98,20 @@ def _where(table: Table, holds: Callable[[Any], bool]) -> Table:
 
 
 def _sliced_size(module: MixedOperation) -> Table:
-    domain = domain_of(module)
-    labels = tuple(domain)
-    shape = tuple(len(domain[label]) for label in labels)
-    check_table_size(shape, labels)
-    buffers = {
-        name for name, _ in nn.Module.named_buffers(module)
-    }  # a member may have other parameters than the largest
-    sizes = [
-        sum(
-            tensor.numel()
-            for name, tensor in module.sliced_state(arguments_at(module.arguments, sample)).items()
-            if name not in buffers
-        )
-        for sample in combinations(domain, labels)
-    ]
-    return Table(labels, np.array(sizes).reshape(shape))
+    arguments = module.written_arguments()
+    expressions = [expression for argument in arguments.values() for expression in expressions_in(argument)]
+    buffers = {name for name, _ in nn.Module.named_buffers(module)}
+    known: dict[str, int] = {}
+
+    def size(*values: Any) -> int:
+        given = {id(expression): value for expression, value in zip(expressions, values, strict=True)}
+        at_values = {name: map_argument(argument, lambda each: given[id(each)]) for name, argument in arguments.items()}
+        key = repr(at_values)
+        if key not in known:  # many combinations of labels give the same arguments
+            # A member may have other parameters than the largest, but it has the same buffers.
+            shapes = module.member_shapes(at_values)
+            known[key] = sum(shape.numel() for name, shape in shapes.items() if name not in buffers)
+        return known[key]
+
+    sizes = combined(np.frompyfunc(size, len(expressions), 1), [tabulate(each) for each in expressions], MAX_DENSE)
+    return Table(sizes.labels, sizes.values.astype(np.int64))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hwnas.profilers.allocations import Allocation
-from hwnas.profilers.symbols import Table, conjunction, disjunction, union
+from hwnas.profilers.tables import Table, conjunction, disjunction, union
 
 MAX_STEP = 5_000  # entries of the table of the bytes that are alive at one step
 MAX_PART = 50_000  # entries of the largest of several such tables

@@ -10,7 +10,8 @@ import numpy as np
 from torch import Tensor
 
 from hwnas.cost import CostModel, Factor
-from hwnas.profilers.symbols import Table, check_table_size, conjunction, disjunction, listed_values, tabulate, union
+from hwnas.profilers.symbols import listed_values, tabulate
+from hwnas.profilers.tables import Table, combined, conjunction, disjunction, length_of
 from hwnas.space import CategoricalMultiple, Constraint, Mutable, Sample
 from hwnas.space.node import Node
 from hwnas.space.walk import Partial, Structure, Undecided
@@ -177,11 +178,7 @@ def masked(quantity: Table, conditions: Iterable[Table]) -> Table:
     UnsupportedError
         When it depends on too many labels together.
     """
-    where = conjunction(conditions)
-    labels = union([where, quantity])
-    holds, values = where.aligned(labels), quantity.aligned(labels)
-    check_table_size(np.broadcast_shapes(holds.shape, values.shape), labels)
-    return Table(labels, holds * values)
+    return combined(np.multiply, [conjunction(conditions), quantity])
 
 
 def build_cost_model(space: Mutable, parts: Iterable[tuple[str, Table]], unit: str, constant: float = 0.0) -> CostModel:
@@ -211,7 +208,7 @@ def build_cost_model(space: Mutable, parts: Iterable[tuple[str, Table]], unit: s
     domain = domain_of(space)
     factors = []
     for (name, labels), values in merged.items():
-        full = np.broadcast_to(values, [len(domain[label]) for label in labels])
+        full = np.broadcast_to(values, [length_of(label, domain) for label in labels])
         factors.append(Factor(labels, full, name=name))
     return CostModel(domain, factors, constant=constant, unit=unit, constraints=constraints_of(space))
 

@@ -9,13 +9,15 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch._subclasses import FakeTensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from hwnas.profilers.symbols import Size, union
+from hwnas.profilers.symbols import Size
+from hwnas.profilers.tables import combined, holds_always
 from hwnas.profilers.tracer import Tracer
 
 aten = torch.ops.aten
@@ -100,9 +102,7 @@ class StandInWeights(TorchFunctionMode):
         if not all(isinstance(size, int | torch.SymInt) for size in sizes):
             return False
         tables = [self._tracer.symbols.evaluate(size) for size in sizes]
-        labels = union(tables)
-        values = [table.aligned(labels) for table in tables]
-        return all(bool((a <= b).all()) for a, b in itertools.pairwise(values))
+        return all(holds_always(combined(np.less_equal, pair)) for pair in itertools.pairwise(tables))
 
     def _weight(self, weight: Tensor, shape: list[Size]) -> Tensor:
         sizes = (size.node.expr if isinstance(size, torch.SymInt) else size for size in shape)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -12,77 +13,17 @@ import sympy
 import torch
 from torch._dynamo.source import ConstantSource
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
-from torch.utils._sympy.interp import sympy_interp
+from torch.utils._sympy.functions import Max, Min
+from torch.utils._sympy.interp import _run_sympy_handler, sympy_interp
 from torch.utils._sympy.reference import PythonReferenceAnalysis
 
 from hwnas.errors import UnsupportedError
+from hwnas.profilers.tables import MAX_DENSE, Table, combined, folded, possible, sizes_of, union
 from hwnas.space import Categorical, CategoricalMultiple, LabeledMutable, MutableExpression
+from hwnas.space.expression import OPERATORS, Operation
 from hwnas.space.node import Dimension
 
 Size = int | torch.SymInt
-MAX_TABLE = 200_000  # entries; beyond it an expression is no small factor
-
-
-@dataclass(frozen=True)
-class Table:
-    """A quantity as a function of a few labels.
-
-    Parameters
-    ----------
-    labels : tuple of str
-        The labels on which it depends.
-    values : ndarray, shape (number of values of each label, ...)
-        The quantity for every combination of their values.
-    """
-
-    labels: tuple[str, ...]
-    values: np.ndarray
-
-    def reduced(self) -> Table:
-        """Return the same quantity without the labels that make no difference."""
-        labels, values = self.labels, self.values
-        for axis in reversed(range(len(labels))):
-            first = values.take([0], axis)
-            if (values == first).all():
-                values = first.squeeze(axis)
-                labels = labels[:axis] + labels[axis + 1 :]
-        return Table(labels, values)
-
-    def aligned(self, labels: tuple[str, ...]) -> np.ndarray:
-        """Return the values with one axis for each of `labels`, of length one for those that do not matter."""
-        order = [self.labels.index(label) for label in labels if label in self.labels]
-        moved = self.values.transpose(order)
-        shape = iter(moved.shape)
-        aligned: np.ndarray = moved.reshape([next(shape) if label in self.labels else 1 for label in labels])
-        return aligned
-
-
-def union(tables: Iterable[Table]) -> tuple[str, ...]:
-    """Return the labels of several tables, in order of first appearance."""
-    return tuple(dict.fromkeys(label for table in tables for label in table.labels))
-
-
-def conjunction(conditions: Iterable[Table]) -> Table:
-    """Return where all of several boolean tables hold; without any, everywhere."""
-    return _fold(np.logical_and, conditions, True)
-
-
-def disjunction(conditions: Iterable[Table]) -> Table:
-    """Return where any of several boolean tables holds; without any, nowhere."""
-    return _fold(np.logical_or, conditions, False)
-
-
-def _fold(operation: np.ufunc, conditions: Iterable[Table], start: bool) -> Table:
-    """Combine tables one after the other, those over few labels first: many of the others then add nothing."""
-    total = Table((), np.asarray(start))
-    for condition in sorted(conditions, key=lambda condition: len(condition.labels)):
-        labels = union([total, condition])
-        known, new = total.aligned(labels), condition.aligned(labels)
-        check_table_size(np.broadcast_shapes(known.shape, new.shape), labels)
-        holds = operation(known, new)
-        if (holds != known).any():
-            total = Table(labels, holds).reduced()
-    return total
 
 
 def listed_values(mutable: Dimension) -> list[Any]:
@@ -113,32 +54,113 @@ def tabulate(expression: MutableExpression) -> Table:
     Returns
     -------
     Table
-        Of objects: the values need not be numbers.
+        Of objects: the values need not be numbers. Where there are very many combinations it is over an `Intermediate`.
 
     Raises
     ------
     UnsupportedError
-        When there are too many combinations.
+        When there are too many combinations, and too many different values of what it is computed from.
     """
     leaves = expression.leaves()
     listed = [listed_values(leaf) for leaf in leaves]
     shape = tuple(len(values) for values in listed)
-    check_table_size(shape, [leaf.label for leaf in leaves])
-    table = np.empty(shape, dtype=object)
     labels = tuple(leaf.label for leaf in leaves)
+    if np.prod(shape, dtype=float) > MAX_DENSE and len(labels) > 1:
+        table = _tabulated_in_parts(expression)
+        for value in table.values.flat:
+            if isinstance(value, _Failure):
+                raise value.error
+        return table
+    values = np.empty(shape, dtype=object)
     for index, combination in zip(np.ndindex(*shape), itertools.product(*listed), strict=True):
-        table[index] = expression.evaluate(dict(zip(labels, combination, strict=True)))
-    return Table(labels, table)
+        values[index] = expression.evaluate(dict(zip(labels, combination, strict=True)))
+    return Table(labels, values)
 
 
-def check_table_size(shape: Iterable[int], labels: Iterable[str]) -> None:
-    """Raise `UnsupportedError` when a table over these labels would be too large."""
-    entries = int(np.prod(list(shape), dtype=float))
-    if entries > MAX_TABLE:
-        raise UnsupportedError(
-            f"a cost depends on {', '.join(labels)} together: {entries:,} combinations, more than {MAX_TABLE:,}. "
-            "Share labels, or offer fewer values"
-        )
+class _Failure:
+    """What a part of an expression is where it cannot be computed; a condition may leave it out."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def __repr__(self) -> str:
+        return "_Failure()"  # alike, so that there is one of them
+
+
+def _tabulated_in_parts(part: Any) -> Table:
+    """Tabulate an expression operator by operator."""
+    if not isinstance(part, MutableExpression):
+        return _constant(part)
+    if not isinstance(part, Operation):
+        (leaf,) = part.leaves()
+        return Table((leaf.label,), _objects(listed_values(leaf)))
+    operands = [_tabulated_in_parts(operand) for operand in _flattened(part)]
+    if part.name in _ANY_ORDER and all(isinstance(v, int | float) for operand in operands for v in operand.values.flat):
+        operation = _ANY_ORDER[part.name]
+        return folded(lambda a, b: _elementwise(operation, a, b), operands)
+    if part.name == "unmatched":
+        return _constant(_Failure(ValueError(f"no case of {part.text()} applies and there is no default")))
+    operation = _condition if part.name == "condition" else OPERATORS[part.name]
+    return _reachable(combined(lambda *arrays: _elementwise(operation, *arrays), operands, MAX_DENSE)).reduced()
+
+
+def _reachable(table: Table) -> Table:
+    """Replace failures where there is no member."""
+    fails = np.array([isinstance(value, _Failure) for value in table.values.flat]).reshape(table.values.shape)
+    nowhere = fails & ~possible(table.labels) if fails.any() else fails
+    if not nowhere.any():
+        return table
+    some = next(value for value in table.values.flat if not isinstance(value, _Failure))
+    values = table.values.copy()
+    for index in zip(*np.nonzero(nowhere), strict=True):
+        values[index] = some
+    return Table(table.labels, values)
+
+
+_ANY_ORDER: dict[str, Callable[..., Any]] = {"+": operator.add, "*": operator.mul, "max": max, "min": min}
+
+
+def _flattened(expression: Operation) -> list[Any]:
+    """Return the operands, and in their place those of the same operation where the order does not matter."""
+    operands: list[Any] = []
+    for operand in expression.operands:
+        same = isinstance(operand, Operation) and operand.name == expression.name and operand.name in _ANY_ORDER
+        operands += _flattened(operand) if same else [operand]
+    return operands
+
+
+def _condition(predicate: Any, yes: Any, no: Any) -> Any:
+    return yes if predicate else no
+
+
+def _elementwise(operation: Callable[..., Any], *operands: np.ndarray) -> np.ndarray:
+    """Apply an operation of Python to arrays of objects that broadcast."""
+    arrays = np.broadcast_arrays(*operands)
+    values = np.empty(arrays[0].shape, dtype=object)
+    for index in np.ndindex(*values.shape):
+        values[index] = _attempt(operation, [array[index] for array in arrays])
+    return values
+
+
+def _attempt(operation: Callable[..., Any], operands: Sequence[Any]) -> Any:
+    needed = operands[:1] if operation is _condition else operands
+    for operand in needed:
+        if isinstance(operand, _Failure):
+            return operand
+    try:
+        return operation(*operands)
+    except Exception as error:  # whether it is reached at all, a condition further up decides
+        return _Failure(error)
+
+
+def _constant(value: Any) -> Table:
+    return Table((), _objects([value])[0, ...])
+
+
+def _objects(values: Sequence[Any]) -> np.ndarray:
+    array = np.empty(len(values), dtype=object)
+    array[:] = values
+    return array
 
 
 class SymbolTable:
@@ -217,14 +239,30 @@ class SymbolTable:
     def _evaluate(self, expression: Any) -> Table:
         symbols = sorted(expression.free_symbols, key=str)
         tables = [self._tables[symbol] for symbol in symbols]
-        labels = union(tables)
-        shape = np.broadcast_shapes(*(table.aligned(labels).shape for table in tables)) if tables else ()
-        check_table_size(shape, labels)
+        labels, sizes = union(tables), sizes_of(tables)
+        if np.prod(list(sizes.values()), dtype=float) > MAX_DENSE and expression.args:
+            return self._evaluate_in_parts(expression)
         environment: Mapping[sympy.Symbol, Any] = {
             symbol: table.aligned(labels) for symbol, table in zip(symbols, tables, strict=True)
         }
         values = np.asarray(sympy_interp(_NumpyAnalysis, dict(environment), expression))
-        return Table(labels, np.broadcast_to(values, shape)).reduced()
+        return Table(labels, np.broadcast_to(values, [sizes[label] for label in labels])).reduced()
+
+    def _evaluate_in_parts(self, expression: Any) -> Table:
+        """Evaluate operator by operator, so that sums over many labels become sums of partial sums."""
+        if isinstance(expression, sympy.Add):
+            expression = sympy.factor_terms(expression)
+        operands = [self.evaluate(argument) for argument in expression.args]
+
+        def operation(*values: np.ndarray) -> Any:
+            return _run_sympy_handler(_NumpyAnalysis, list(values), expression)
+
+        if isinstance(expression, sympy.Add | sympy.And | sympy.Or | sympy.Min | sympy.Max | Min | Max):
+            return folded(operation, operands)
+        if isinstance(expression, sympy.Mul):
+            # Those over the same labels first, so that what is over few values stays so.
+            return reduce(lambda a, b: combined(np.multiply, [a, b], MAX_DENSE), operands).reduced()
+        return combined(operation, operands, MAX_DENSE).reduced()
 
     def guards(self) -> list[Any]:
         """Return the conditions under which the symbolic run holds."""

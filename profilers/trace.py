@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from hwnas.nn import ModelSpace
-from hwnas.profilers.symbols import SymbolTable, Table
+from hwnas.profilers.symbols import SymbolTable
+from hwnas.profilers.tables import Table
 from hwnas.space import Sample
 
 Inputs = Tensor | tuple[Tensor, ...]

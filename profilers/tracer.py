@@ -13,7 +13,8 @@ from torch.utils import _pytree as pytree
 
 from hwnas.errors import UnsupportedError
 from hwnas.nn import ModelSpace
-from hwnas.profilers.symbols import SymbolTable, Table, listed_values, tabulate, union
+from hwnas.profilers.symbols import SymbolTable, listed_values, tabulate
+from hwnas.profilers.tables import Table, combined, holds_always
 from hwnas.profilers.trace import Join, OpCall
 from hwnas.space import Categorical, CategoricalMultiple, MutableExpression, Sample
 from hwnas.supernet import MixedInput, Mixture, Relaxation
@@ -99,19 +100,27 @@ class Tracer(Relaxation):
     ----------
     space : ModelSpace
         Its dimensions are traced.
-    fixed : dict, optional
-        Labels that have one value in this trace, and so are no symbols.
     """
 
-    def __init__(self, space: ModelSpace, fixed: Sample | None = None) -> None:
+    def __init__(self, space: ModelSpace) -> None:
         super().__init__(space.simplify().values())
+        self.typical = _generic_sample(space)
+        self._tables: dict[MutableExpression, Table] = {}
+        self.start({})
+
+    def start(self, fixed: Sample) -> None:
+        """Forget what was recorded.
+
+        Parameters
+        ----------
+        fixed : dict
+            Labels that have one value in the next trace, and so are no symbols.
+        """
         self.symbols = SymbolTable()
         self.conditions: list[Table] = []
         self.timeline: list[OpCall | Join] = []
         self.recording = True
-        self.fixed = fixed or {}
-        self.typical = _generic_sample(space)
-        self._tables: dict[MutableExpression, Table] = {}
+        self.fixed = fixed
         self.read: dict[str, None] = {}
 
     def _table(self, decision: MutableExpression) -> Table:
@@ -206,9 +215,7 @@ class Tracer(Relaxation):
 
     def always_equal(self, a: Any, b: Any) -> bool:
         """Tell whether two sizes are equal for every sample."""
-        left, right = self.symbols.evaluate(a), self.symbols.evaluate(b)
-        labels = union([left, right])
-        return bool((left.aligned(labels) == right.aligned(labels)).all())
+        return holds_always(combined(np.equal, [self.symbols.evaluate(a), self.symbols.evaluate(b)]))
 
 
 def _generic_sample(space: ModelSpace) -> Sample:

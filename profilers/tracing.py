@@ -22,9 +22,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from hwnas.errors import UnsupportedError
 from hwnas.nn import ModelSpace
 from hwnas.profilers.dead_ends import drop_dead_ends
-from hwnas.profilers.guards import at, fingerprint, violations
+from hwnas.profilers.guards import fingerprint, violations
 from hwnas.profilers.stand_ins import StandInWeights, output_like_input
-from hwnas.profilers.symbols import Table, is_listed, listed_values
+from hwnas.profilers.symbols import is_listed, listed_values
+from hwnas.profilers.tables import Table, at, realised
 from hwnas.profilers.trace import Inputs, ModuleCall, OpCall, Trace
 from hwnas.profilers.tracer import Tracer
 from hwnas.space import Sample
@@ -58,6 +59,7 @@ def trace_space(
     hooks: Sequence[MutationHook] = DEFAULT_HOOKS,
     fixed: Sample | None = None,
     conditions: tuple[Table, ...] = (),
+    supernet: Supernet | None = None,
 ) -> Trace:
     """Run a model space once, symbolically.
 
@@ -73,6 +75,8 @@ def trace_space(
         Labels to hold at one value.
     conditions : tuple of Table, optional
         For which samples the trace is meant.
+    supernet : tuple of Tracer and ModelSpace, optional
+        From `make_traceable`, where a space is traced several times.
 
     Returns
     -------
@@ -84,13 +88,9 @@ def trace_space(
     UnsupportedError
         When shapes depend on a choice in a way that cannot be followed.
     """
-    if is_supernet(space):
-        raise UnsupportedError(
-            "the space has been made into a super-net already; make its profilers before a strategy changes it"
-        )
-    tracer = Tracer(space, fixed)
+    tracer, traced = make_traceable(space, hooks) if supernet is None else supernet
+    tracer.start(fixed or {})
     tracer.conditions.extend(conditions)
-    traced = make_supernet(copy.deepcopy(space).eval(), tracer, hooks)
     tracer.read_number_of_inputs(traced)
     trace = Trace(tracer.symbols, traced, conditions, tracer.fixed, timeline=tracer.timeline)
     names = {id(module): name for name, module in traced.named_modules()}
@@ -131,6 +131,25 @@ def trace_space(
     return trace
 
 
+Supernet = tuple[Tracer, ModelSpace]
+
+
+def make_traceable(space: ModelSpace, hooks: Sequence[MutationHook] = DEFAULT_HOOKS) -> Supernet:
+    """Return a super-net of a space, and the relaxation that records it.
+
+    Raises
+    ------
+    UnsupportedError
+        When the space is a super-net already.
+    """
+    if is_supernet(space):
+        raise UnsupportedError(
+            "the space has been made into a super-net already; make its profilers before a strategy changes it"
+        )
+    tracer = Tracer(space)
+    return tracer, make_supernet(copy.deepcopy(space).eval(), tracer, hooks)
+
+
 @contextmanager
 def _without_fast_path() -> Iterator[None]:
     """Let attention run as the operators that it consists of: in inference it is one operator that hides them."""
@@ -169,6 +188,7 @@ def trace_everywhere(
     UnsupportedError
         When shapes depend on choices in a way that cannot be followed, or too many labels had to be enumerated.
     """
+    supernet = make_traceable(space, hooks)
     dimensions = space.simplify()
     enumerated: tuple[str, ...] = ()
     while True:
@@ -185,22 +205,20 @@ def trace_everywhere(
             here = np.zeros(shape, dtype=bool)
             here[index] = True
             conditions = (Table(enumerated, here),) if enumerated else ()
-            traces.append(trace_space(space, example_inputs, hooks=hooks, fixed=fixed, conditions=conditions))
-        culprits = {label for trace in traces for label in _branching_labels(trace, space, example_inputs, hooks)}
+            traces.append(trace_space(space, example_inputs, fixed=fixed, conditions=conditions, supernet=supernet))
+        culprits = {label for trace in traces for label in _branching_labels(trace, space, example_inputs, supernet)}
         if not culprits:
             return traces
         enumerated = tuple(label for label in dimensions if label in culprits or label in enumerated)
 
 
-def _branching_labels(
-    trace: Trace, space: ModelSpace, example_inputs: Inputs, hooks: Sequence[MutationHook]
-) -> tuple[str, ...]:
+def _branching_labels(trace: Trace, space: ModelSpace, example_inputs: Inputs, supernet: Supernet) -> tuple[str, ...]:
     """Return the labels of a guard whose failure changes what is computed, or nothing."""
     dimensions = space.simplify()
     domain = {label: listed_values(dimensions[label]) for label in dimensions if is_listed(dimensions[label])}
     for suspect in _suspects(trace, domain):
         sample = {**trace.typical, **suspect}
-        concrete = trace_space(space, example_inputs, hooks=hooks, fixed=sample)
+        concrete = trace_space(space, example_inputs, fixed=sample, supernet=supernet)
         symbolic = fingerprint(
             trace.operators,
             lambda size: int(at(trace.symbols.evaluate(size), sample, domain)),  # noqa: B023
@@ -220,7 +238,7 @@ def _suspects(trace: Trace, domain: dict[str, list[Any]]) -> Iterator[Sample]:
     """Yield values of labels for which the trace may not hold."""
     guards = (trace.symbols.evaluate(guard) for guard in trace.symbols.guards())
     for labels, index in violations(guards):
-        yield {label: domain[label][i] for label, i in zip(labels, index, strict=True)}
+        yield {label: domain[label][i] for label, i in realised(labels, index).items()}
     for label in trace.read:
         if label not in trace.fixed:
             for value in domain[label]:

@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from hwnas.cost.intermediate import base_labels
 from hwnas.nn import MutableModule, module_mutables
 from hwnas.nn.freezing import freeze_module
 from hwnas.profilers.liveness import NEVER, Liveness, either, operators_with, tensors_of
 from hwnas.profilers.profiler import combinations, domain_of
-from hwnas.profilers.symbols import Table, check_table_size, union
+from hwnas.profilers.tables import Table, at, check_table_size, union
 from hwnas.profilers.trace import ModuleCall, OpCall, Trace
 from hwnas.space import Sample
 from hwnas.supernet import BaseSuperNetModule, MixedOperation
@@ -153,7 +154,7 @@ def _module_unit(trace: Trace, module: nn.Module, call: ModuleCall, live: Table)
         if label not in trace.fixed
     }
     tables = _shape_tables(trace, (call.args, call.kwargs))
-    labels = tuple(dict.fromkeys([*domain, *union(tables)]))
+    labels = base_labels([*domain, *union(tables)])
     everything = domain_of(trace.space)
     is_leaf = not any(True for _ in module.children())
     if not is_leaf and np.prod([len(everything[label]) for label in labels], dtype=float) > MAX_UNIT:
@@ -169,8 +170,9 @@ def _module_unit(trace: Trace, module: nn.Module, call: ModuleCall, live: Table)
 
 def _operator_units(trace: Trace, call: OpCall, found: Liveness) -> Iterator[Unit]:
     """Yield an operator, and apart from it the same one where a tensor that it reads is a constant."""
-    labels = union(_shape_tables(trace, (call.args, call.kwargs)))
+    labels = base_labels(union(_shape_tables(trace, (call.args, call.kwargs))))
     everything = domain_of(trace.space)
+    check_table_size([len(everything[label]) for label in labels], labels)
     name = f"{call.module}:{call.operator.overloadpacket.__name__}".lstrip(":")
 
     def unit(name: str, inputs: frozenset[int], condition: Table) -> Unit:
@@ -207,8 +209,7 @@ def _workpiece(
     generator = torch.Generator().manual_seed(0)
 
     def concrete(size: Any) -> int:
-        table = trace.symbols.evaluate(size)
-        return int(table.values[tuple(domain[label].index(sample[label]) for label in table.labels)])
+        return int(at(trace.symbols.evaluate(size), sample, domain))
 
     def fill(leaf: Any) -> Any:
         if isinstance(leaf, Tensor):

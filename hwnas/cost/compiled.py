@@ -12,6 +12,7 @@ import numpy.typing as npt
 from hwnas.cost.domain import Domain
 from hwnas.cost.elimination import elimination_order, minimise
 from hwnas.cost.factor import Factor, Table, compile_tables
+from hwnas.cost.intermediate import Intermediate
 from hwnas.cost.path import Step, build_paths
 
 # Rows evaluated at a time, so that their columns stay in the cache.
@@ -25,8 +26,11 @@ class Compiled:
     ----------
     domain : Domain
         Labels and values.
+    intermediates : sequence of Intermediate
+        What factors and constraints depend on besides, each behind what it is computed from. They follow the labels of
+        the domain in all rows of option indices here.
     factors, constraints : sequence of Factor
-        The addends, and what is allowed; their tables must fit the domain.
+        The addends, and what is allowed; their tables must fit.
     constant : float
         What is added to every cost.
     unit : str
@@ -36,40 +40,57 @@ class Compiled:
     def __init__(
         self,
         domain: Domain,
+        intermediates: Sequence[Intermediate],
         factors: Sequence[Factor],
         constraints: Sequence[Factor],
         constant: float,
         unit: str,
     ) -> None:
-        self.domain = domain
-        self.labels = domain.labels
-        self.sizes = domain.sizes
+        #: How many of the labels are those of members.
+        self.n_labels = len(domain)
+        self.domain = domain.union(Domain({each: range(each.size) for each in intermediates}))
+        self.labels = self.domain.labels
+        self.sizes = self.domain.sizes
         self.factors = factors
         self.unit = unit
-        tables = compile_tables(factors, domain.labels)
-        allowed = compile_tables(constraints, domain.labels)
+        tables = compile_tables(factors, self.labels)
+        definitions = [each.definition() for each in intermediates]
+        allowed = compile_tables([*constraints, *definitions], self.labels)
         #: What no choice changes: the constant given and all that turned out not to depend on any label.
         self.constant = constant + sum(float(t.values) for t in tables if not t.scope)
         self.tables = [table for table in tables if table.scope]
         self.allowed_tables = [table for table in allowed if table.scope]
         #: False where a constraint rules out everything by itself.
         self.feasible = all(bool(t.values) for t in allowed if not t.scope)
-        #: Positions of the labels that the cost depends on.
-        self.used = sorted({p for table in self.tables for p in table.scope})
+        #: For each intermediate its position, those of what it is computed from, and its table.
+        self.derived = [
+            (p, [self.domain.position[label] for label in each.labels], each.table)
+            for p, each in enumerate(intermediates, self.n_labels)
+        ]
+        used = {p for table in self.tables for p in table.scope}
+        for p, sources, _ in reversed(self.derived):
+            used |= set(sources) if p in used else set()
+        #: Positions of the labels and intermediates that the cost depends on, directly or not.
+        self.used = sorted(used)
+        self.used_labels = [p for p in self.used if p < self.n_labels]
 
     def evaluate(self, indices: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.float64]:
-        """Give the cost of every row of option indices, shape (n, n_labels)."""
-        if indices.ndim != 2 or indices.shape[1] != len(self.labels) or indices.dtype.kind not in "iu":
+        """Give the cost of every row of option indices, shape (n, n_labels) or with the intermediates behind."""
+        if (
+            indices.ndim != 2
+            or indices.shape[1] not in (self.n_labels, len(self.labels))
+            or indices.dtype.kind not in "iu"
+        ):
             raise ValueError(
                 f"indices have shape {indices.shape} and type {indices.dtype}, "
-                f"expected integers of shape (n_samples, {len(self.labels)})"
+                f"expected integers of shape (n_samples, {self.n_labels})"
             )
         costs = np.empty(len(indices))
         for start in range(0, len(indices), _ROWS):
             rows = np.ascontiguousarray(indices[start : start + _ROWS].T, dtype=np.intp)
             # As unsigned numbers, negative indices are larger than any size: one pass checks both ends.
             largest = rows.view(np.uintp).max(axis=1)
-            for p in self.used:
+            for p in self.used_labels:
                 if largest[p] >= self.sizes[p]:
                     raise ValueError(
                         f"an index of {self.labels[p]!r} is outside 0..{self.sizes[p] - 1}: "
@@ -82,16 +103,28 @@ class Compiled:
         self, columns: Mapping[int, npt.NDArray[np.intp]] | npt.NDArray[np.intp], n: int
     ) -> npt.NDArray[np.float64]:
         """Add up the tables; ``columns[p]`` are the option indices of the label at position p, shape (n,)."""
+        if self.derived:
+            columns = dict(columns) if isinstance(columns, Mapping) else dict(enumerate(columns))
+            used = set(self.used)
+            for p, sources, table in self.derived:
+                if p in used:
+                    columns[p] = _look_up(table, [columns[source] for source in sources])
         total = np.full(n, self.constant)
-        for table in self.tables:
-            flat = columns[table.scope[0]]
-            for p, size in zip(table.scope[1:], table.values.shape[1:], strict=True):
-                flat = flat * size + columns[p]
-            total += table.values.reshape(-1).take(flat)
+        for each in self.tables:
+            total += _look_up(each.values, [columns[p] for p in each.scope])
         return total
 
+    def extended(self, indices: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.integer[Any]]:
+        """Append the intermediates to rows of option indices, shape (n, n_labels)."""
+        rows = np.empty((len(indices), len(self.labels)), dtype=np.intp)
+        rows[:, : self.n_labels] = indices
+        for p, sources, table in self.derived:
+            rows[:, p] = table[tuple(rows[:, source] for source in sources)]
+        return rows
+
     def allowed(self, indices: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.bool_]:
-        """Tell for every row of option indices whether the constraints allow it."""
+        """Tell for every row of option indices, shape (n, n_labels), whether the constraints allow it."""
+        indices = self.extended(indices)
         result = np.full(len(indices), self.feasible)
         for table in self.allowed_tables:
             result &= table.values[tuple(indices[:, p] for p in table.scope)]
@@ -123,3 +156,12 @@ class Compiled:
         whole = abs(cost) < 1e15 and cost == round(cost)
         number = f"{cost:,.0f}" if whole else f"{cost:,.{digits}g}"
         return f"{number} {self.unit}".rstrip()
+
+
+def _look_up(table: npt.NDArray[Any], columns: Sequence[npt.NDArray[np.intp]]) -> npt.NDArray[Any]:
+    """Give the entries of a table at option indices, one column for each axis."""
+    flat = columns[0]
+    for column, size in zip(columns[1:], table.shape[1:], strict=True):
+        flat = flat * size + column
+    found: npt.NDArray[Any] = table.reshape(-1).take(flat)
+    return found

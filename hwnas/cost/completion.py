@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hwnas.cost.factor import Factor
+from hwnas.cost.intermediate import closure
 
 MAX_ENTRIES = 100_000
 """Entries of the largest table that is built; where more are needed the cost is a lower bound."""
@@ -42,7 +43,7 @@ class LeastCompletion:
     factors : sequence of Factor
         The addends of the cost. Constraints among members are not looked at.
     order : sequence of str
-        In which labels are decided; all labels of the factors.
+        In which labels are decided; all labels of the factors, and those that their intermediates are computed from.
     constant : float
         Added to every cost.
 
@@ -58,9 +59,21 @@ class LeastCompletion:
     """
 
     def __init__(self, factors: Sequence[Factor], order: Sequence[str], *, constant: float = 0.0) -> None:
-        place = {label: i for i, label in enumerate(order)}
+        # An intermediate is known once the last label that it is computed from is.
+        known = closure(label for factor in factors for label in factor.labels)
+        extended: list[str] = []
+        for label in order:
+            extended.append(label)
+            decided = set(extended)
+            for each in known.values():
+                if each not in decided and decided.issuperset(each.labels):
+                    extended.append(each)
+                    decided.add(each)
+        place = {label: i for i, label in enumerate(extended)}
+        self._places = [place[label] for label in order]
+        self._derived = [(place[each], [place[label] for label in each.labels], each.table) for each in known.values()]
         self._constant = constant
-        buckets: list[list[_Part]] = [[] for _ in order]
+        buckets: list[list[_Part]] = [[] for _ in extended]
         parts: list[_Part] = []
 
         def add(part: _Part) -> None:
@@ -68,21 +81,23 @@ class LeastCompletion:
             if part.places:
                 buckets[part.since].append(part)
 
-        for factor in factors:
+        definitions = [each.definition() for each in known.values()]
+        for factor in (*factors, *definitions):
+            table = np.where(factor.table, 0.0, np.inf) if factor.is_constraint else factor.table
             places = [place[label] for label in factor.labels]
-            axes = np.argsort(places)
-            add(_Part(tuple(sorted(places)), factor.table.astype(float).transpose(axes), len(order)))
-        for position in reversed(range(len(order))):
+            add(_Part(tuple(sorted(places)), table.transpose(np.argsort(places)), len(extended)))
+        for position in reversed(range(len(extended))):
             for group in _groups(buckets[position]):
                 scope, joint = _joint(group)
                 add(_Part(scope[:-1], joint.min(-1), position))
         self._counting = [
-            [part for part in parts if part.since <= position < part.until] for position in range(len(order))
+            [part for part in parts if part.since <= position < part.until] for position in range(len(extended))
         ]
 
     def depends(self, position: int) -> bool:
         """Tell whether the cost depends on the label at a position at all."""
-        return any(part.since == position for part in self._counting[position])
+        place = self._places[position]
+        return any(part.since == place for part in self._counting[place])
 
     def costs(self, position: int, rows: npt.NDArray[np.integer]) -> npt.NDArray[np.float64]:
         """Return for each value of a label the least cost of the members that have it.
@@ -99,11 +114,15 @@ class LeastCompletion:
         array, shape (n, number of values)
             In the unit of the factors.
         """
+        here = self._places[position]
+        columns: dict[int, npt.NDArray[np.integer]] = dict(zip(self._places[:position], rows.T, strict=False))
+        for place, sources, table in self._derived:
+            if place < here:
+                columns[place] = table[tuple(columns[source] for source in sources)]
         known = np.full((len(rows), 1), self._constant)
-        for part in self._counting[position]:
-            before = tuple(rows[:, place] for place in part.places if place < position)
-            found = part.table[before]
-            known = known + (found if part.since == position else np.reshape(found, (-1, 1)))
+        for part in self._counting[here]:
+            found = part.table[tuple(columns[place] for place in part.places if place < here)]
+            known = known + (found if part.since == here else np.reshape(found, (-1, 1)))
         return known
 
 

@@ -58,6 +58,37 @@ def elimination_order(scopes: Sequence[tuple[int, ...]], sizes: Sequence[int]) -
     return order
 
 
+def largest_table(
+    graph: dict[int, set[int]], order: Sequence[int], sizes: Sequence[int]
+) -> tuple[int, tuple[int, ...]]:
+    """Give the number of entries of the largest table that an order of elimination makes, and its labels.
+
+    Parameters
+    ----------
+    graph : dict of int to set of int
+        For every label those that it shares a table with; used up.
+    order : sequence of int
+        In which order labels are eliminated.
+    sizes : sequence of int
+        The number of options of every label.
+    """
+    largest: tuple[int, tuple[int, ...]] = (1, ())
+    for label in order:
+        around = _eliminate(graph, label)
+        scope = tuple(sorted({label, *around}))
+        largest = max(largest, (table_entries(scope, sizes), scope))
+    return largest
+
+
+def _eliminate(graph: dict[int, set[int]], label: int) -> set[int]:
+    """Take a label out of a graph, in place; its neighbours become neighbours of each other, and are returned."""
+    around = graph.pop(label)
+    for other in around:
+        graph[other] |= around
+        graph[other] -= {other, label}
+    return around
+
+
 def _greedy(
     graph: dict[int, set[int]],
     score: Callable[[dict[int, set[int]], int], tuple[int, int]],
@@ -68,10 +99,7 @@ def _greedy(
     while graph:
         label = min(graph, key=lambda v: score(graph, v))
         largest = max(largest, entries(graph, label))
-        around = graph.pop(label)
-        for other in around:
-            graph[other] |= around
-            graph[other] -= {other, label}
+        _eliminate(graph, label)
         order.append(label)
     return order, largest
 

@@ -17,13 +17,16 @@ from hwnas.cost.counting import Count, count_within
 from hwnas.cost.domain import Domain
 from hwnas.cost.expectation import Expectation
 from hwnas.cost.factor import Factor
+from hwnas.cost.intermediate import Intermediate, base_labels, closure
 from hwnas.cost.sampler import BudgetSampler
 from hwnas.cost.serialize import (
     SCHEMA_VERSION,
     check_schema,
     decode_factor,
+    decode_intermediates,
     decode_value,
     encode_factor,
+    encode_intermediate,
     encode_value,
 )
 from hwnas.errors import BudgetError
@@ -64,7 +67,8 @@ class CostModel:
     domain : mapping of str to sequence
         Every label of the space with its values, in order.
     factors : iterable of Factor
-        The addends. Many may share labels, and labels need not have any.
+        The addends. Many may share labels, and labels need not have any. An `Intermediate` that one depends on is
+        computed from the labels.
     constant : float
         What no choice changes.
     unit : str
@@ -76,7 +80,8 @@ class CostModel:
     Raises
     ------
     ValueError
-        If a factor has a label that is not in the domain, or a table that does not fit it.
+        If a factor has a label that is not in the domain, or a table that does not fit it, or intermediates of one
+        name differ.
     """
 
     def __init__(
@@ -95,6 +100,14 @@ class CostModel:
         self._offset = float(constant)
         if not math.isfinite(self._offset):
             raise ValueError(f"the constant is {constant}, expected a finite number")
+        named = (label for factor in (*self.factors, *self.constraints) for label in factor.labels)
+        self.intermediates: tuple[Intermediate, ...] = tuple(closure(named).values())
+        self._sizes = dict(zip(self.labels, self.domain.sizes, strict=True))
+        for each in self.intermediates:
+            if each in self._sizes:
+                raise ValueError(f"{str(each)!r} is the name of a label and of an intermediate; rename one of them")
+            self._check(Factor(each.labels, each.table, f"intermediate {str(each)!r}"))
+            self._sizes[each] = each.size
         for factor in self.factors:
             self._check(factor)
         for constraint in self.constraints:
@@ -103,24 +116,26 @@ class CostModel:
                 raise ValueError(
                     f"{constraint.title}: a constraint needs a boolean table, got {constraint.table.dtype}"
                 )
-        self._compiled = self._compile(self.domain, self.constraints)
+        self._compiled = self._compile(self.domain, self.intermediates, self.constraints)
         self._samplers: dict[Any, BudgetSampler] = {}
 
     def _check(self, factor: Factor) -> None:
         for label, size in zip(factor.labels, factor.table.shape, strict=True):
-            if label not in self.domain.position:
+            if label not in self._sizes:
                 raise ValueError(
                     f"{factor.title}: the label {label!r} is not in the domain; "
                     f"it has {', '.join(self.labels) or 'none'}"
                 )
-            if size != (expected := self.domain.sizes[self.domain.position[label]]):
+            if size != (expected := self._sizes[label]):
                 raise ValueError(
                     f"{factor.title}: the table has {size} entries for {label!r}, but that has {expected} values"
                 )
 
-    def _compile(self, domain: Domain, constraints: Sequence[Factor]) -> Compiled:
+    def _compile(
+        self, domain: Domain, intermediates: Sequence[Intermediate], constraints: Sequence[Factor]
+    ) -> Compiled:
         costs = [Factor(f.labels, f.table.astype(np.float64)) if f.is_constraint else f for f in self.factors]
-        return Compiled(domain, costs, constraints, self._offset, self.unit)
+        return Compiled(domain, intermediates, costs, constraints, self._offset, self.unit)
 
     @property
     def constant(self) -> float:
@@ -135,7 +150,7 @@ class CostModel:
     @property
     def factor_labels(self) -> tuple[str, ...]:
         """The labels on which the cost depends, in the order in which factors name them."""
-        return tuple(dict.fromkeys(label for factor in self.factors for label in factor.labels))
+        return base_labels(label for factor in self.factors for label in factor.labels)
 
     # -- one or many architectures -------------------------------------------------------------------------
 
@@ -203,7 +218,7 @@ class CostModel:
             return float(self.evaluate([samples])[0])
         if isinstance(samples, np.ndarray):
             return self._compiled.evaluate(samples)
-        used = self._compiled.used
+        used = self._compiled.used_labels
         columns = self.domain.columns([self.labels[p] for p in used], samples)
         return self._compiled.sum(dict(zip(used, columns, strict=True)), len(samples))
 
@@ -221,8 +236,12 @@ class CostModel:
             The factor's name, or its labels where it has none. The constant, unless 0, is ``"constant"``.
         """
         parts = [("constant", self._offset)] if self._offset else []
+        columns = self.domain.columns(self.factor_labels, [sample])
+        at = {label: int(column[0]) for label, column in zip(self.factor_labels, columns, strict=True)}
+        for each in closure(label for factor in self.factors for label in factor.labels).values():
+            at[each] = int(each.table[tuple(at[label] for label in each.labels)])
         for factor in self.factors:
-            index = tuple(int(column[0]) for column in self.domain.columns(factor.labels, [sample]))
+            index = tuple(at[label] for label in factor.labels)
             parts.append((factor.name or ", ".join(factor.labels) or "constant", float(factor.table[index])))
         return sorted(parts, key=lambda part: part[1], reverse=True)
 
@@ -254,7 +273,7 @@ class CostModel:
     @cached_property
     def _expectation(self) -> Expectation:
         compiled = self._compiled
-        return Expectation(compiled.constant, compiled.tables, compiled.labels, compiled.sizes)
+        return Expectation(compiled)
 
     # -- bounds --------------------------------------------------------------------------------------------
 
@@ -278,7 +297,7 @@ class CostModel:
         best = self._compiled.optimum(sign)
         if best is None:
             raise BudgetError("no architecture satisfies the constraints; relax them")
-        return Extreme(float(self.evaluate(best[None])[0]), self.domain.sample(best))
+        return Extreme(float(self._compiled.evaluate(best[None])[0]), self.domain.sample(best[: len(self.labels)]))
 
     # -- budgets -------------------------------------------------------------------------------------------
 
@@ -400,6 +419,7 @@ class CostModel:
             "constant": self._offset,
             # Pairs, because the order of labels matters and that of the keys of a JSON object need not last.
             "domain": [[k, [encode_value(v, k) for v in values]] for k, values in self.domain.values.items()],
+            "intermediates": [encode_intermediate(each) for each in self.intermediates],
             "factors": [encode_factor(factor) for factor in self.factors],
             "constraints": [encode_factor(constraint) for constraint in self.constraints],
         }
@@ -414,10 +434,11 @@ class CostModel:
             If the data has another schema version.
         """
         check_schema(data)
+        known = decode_intermediates(data.get("intermediates", ()))
         return cls(
             {label: [decode_value(value) for value in values] for label, values in data["domain"]},
-            [decode_factor(factor) for factor in data["factors"]],
+            [decode_factor(factor, known) for factor in data["factors"]],
             constant=data["constant"],
             unit=data["unit"],
-            constraints=[decode_factor(constraint, constraint=True) for constraint in data["constraints"]],
+            constraints=[decode_factor(constraint, known, constraint=True) for constraint in data["constraints"]],
         )

@@ -11,6 +11,7 @@ import numpy as np
 from hwnas.cost.bounded import Bounded
 from hwnas.cost.counting import Count, count_within
 from hwnas.cost.domain import Domain
+from hwnas.cost.intermediate import closure
 from hwnas.cost.model import CostModel, Sample
 from hwnas.cost.sampler import BudgetSampler
 
@@ -67,8 +68,10 @@ class JointRanges:
         self.ranges = tuple(ranges)
         self.domain: Domain = reduce(Domain.union, (each.model.domain for each in ranges))
         constraints = list(dict.fromkeys(factor for each in ranges for factor in each.model.constraints))
+        intermediates = list(closure(part for each in ranges for part in each.model.intermediates).values())
         self._bounded = [
-            Bounded.of(each.model._compile(self.domain, constraints), each.low, each.high) for each in ranges
+            Bounded.of(each.model._compile(self.domain, intermediates, constraints), each.low, each.high)
+            for each in ranges
         ]
 
     def sampler(self, weights: Mapping[str, Sequence[float]] | None = None) -> BudgetSampler:

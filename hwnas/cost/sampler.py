@@ -54,6 +54,7 @@ class BudgetSampler:
             if not each.low <= each.high:
                 raise ValueError(f"the range [{each.low}, {each.high}] is empty; give low <= high")
         given = _normalised(ranges[0].model, weights)
+        self._n_labels = ranges[0].model.n_labels
         try:
             self._draws = Draws(ranges, given)
         except NothingError as nothing:
@@ -74,7 +75,7 @@ class BudgetSampler:
         ndarray, shape (n, n_labels)
             Option indices, for `CostModel.evaluate` and `CostModel.samples`.
         """
-        return self._draws.draw(n, np.random.default_rng(seed))
+        return self._draws.draw(n, np.random.default_rng(seed))[:, : self._n_labels]
 
 
 def _normalised(model: Compiled, weights: Mapping[str, Sequence[float]] | None) -> list[FloatArray]:

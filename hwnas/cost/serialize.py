@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from hwnas.cost.factor import Factor
+from hwnas.cost.intermediate import Intermediate
 
 SCHEMA_VERSION = 1
 # JSON has no tuples; they are written as an object with this one key.
@@ -50,10 +51,26 @@ def encode_factor(factor: Factor) -> dict[str, Any]:
     return {"labels": list(factor.labels), "table": factor.table.tolist(), "name": factor.name}
 
 
-def decode_factor(data: Mapping[str, Any], *, constraint: bool = False) -> Factor:
-    """Undo `encode_factor`."""
+def decode_factor(
+    data: Mapping[str, Any], intermediates: Mapping[str, Intermediate], *, constraint: bool = False
+) -> Factor:
+    """Undo `encode_factor`; `intermediates` are those of the cost model, by name."""
     table = np.array(data["table"], dtype=np.bool_ if constraint else np.float64)
-    return Factor(tuple(data["labels"]), table, data["name"])
+    return Factor([intermediates.get(label, label) for label in data["labels"]], table, data["name"])
+
+
+def encode_intermediate(intermediate: Intermediate) -> dict[str, Any]:
+    """Give a JSON-able form of an intermediate."""
+    return {"name": str(intermediate), "labels": list(intermediate.labels), "table": intermediate.table.tolist()}
+
+
+def decode_intermediates(data: Sequence[Mapping[str, Any]]) -> dict[str, Intermediate]:
+    """Undo `encode_intermediate` for several, each of which stands behind what it is computed from."""
+    known: dict[str, Intermediate] = {}
+    for each in data:
+        labels = [known.get(label, label) for label in each["labels"]]
+        known[each["name"]] = Intermediate(each["name"], labels, np.array(each["table"]))
+    return known
 
 
 def check_schema(data: Mapping[str, Any]) -> None:

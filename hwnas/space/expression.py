@@ -102,12 +102,21 @@ class MutableExpression(Mutable):
         ValueError
             If a leaf is continuous.
         """
+        leaves = {str(leaf.label): list(leaf.grid_values()) for leaf in self.leaves()}
+        form = _form(self)
+        key = repr((form, leaves))
+        if key not in _KNOWN_VALUES:
+            if len(_KNOWN_VALUES) >= _MAX_KNOWN:
+                _KNOWN_VALUES.clear()
+            _KNOWN_VALUES[key] = self._enumerated(form, leaves)
+        return list(_KNOWN_VALUES[key])
+
+    def _enumerated(self, form: Any, leaves: Mapping[str, Sequence[Any]]) -> list[Any]:
         # Leaf by leaf: what is left of the expression once some leaves have values. Combinations that leave the same go
         # on as one, so that a sum or a count over many choices takes few steps. The first of them is kept, in order.
-        rests: dict[Any, Any] = {_form(self): self}
-        for leaf in self.leaves():
-            values = list(leaf.grid_values())
-            assigned = (_assign(rest, leaf.label, value) for rest in rests.values() for value in values)
+        rests: dict[Any, Any] = {form: self}
+        for label, values in leaves.items():
+            assigned = (_assign(rest, label, value) for rest in rests.values() for value in values)
             merged: dict[Any, Any] = {}
             for rest in assigned:
                 merged.setdefault(_form(rest), rest)
@@ -355,6 +364,10 @@ def _as_tuple(*values: Any) -> tuple[Any, ...]:
 def _as_list(*values: Any) -> list[Any]:
     return [*values]
 
+
+# What expressions can be, by their formulas: the layers of a network ask for the same ones over and over.
+_KNOWN_VALUES: dict[str, list[Any]] = {}
+_MAX_KNOWN = 4096
 
 _INFIX: dict[str, Callable[..., Any]] = {
     "+": operator.add,

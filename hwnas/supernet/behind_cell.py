@@ -75,6 +75,14 @@ class BehindCell(MixedOperation):
         columns = self._columns(state["weight"].device)
         return state if columns is None else state | {"weight": state["weight"][:, columns]}
 
+    def written_arguments(self) -> dict[str, Any]:
+        """Return the arguments as the space has them, the number of inputs among them."""
+        return self.arguments | {self.width_argument: self.width}
+
+    def member_shapes(self, values: dict[str, Any]) -> dict[str, torch.Size]:
+        """Return the shapes of the member with these arguments, whichever columns it has."""
+        return {name: tensor.shape for name, tensor in super().sliced_state(values).items()}
+
     def forward_mixed(self, x: Tensor, values: dict[str, Any], *inputs: Any, **options: Any) -> Any:
         """Run with all columns; nodes that are not output are zeros."""
         columns = self._columns(x.device)

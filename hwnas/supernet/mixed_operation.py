@@ -101,6 +101,10 @@ class MixedOperation(BaseSuperNetModule, ParametrizedModule):
         """Return views of the parameters and buffers that the member with these arguments uses."""
         raise NotImplementedError(f"{type(self).__name__} does not say how it is sliced (sliced_state)")
 
+    def member_shapes(self, values: dict[str, Any]) -> dict[str, torch.Size]:
+        """Return the shapes of the parameters and buffers of the member with these arguments."""
+        return {name: tensor.shape for name, tensor in self.sliced_state(values).items()}
+
     def forward_sliced(self, x: Any, values: dict[str, Any], *inputs: Any, **options: Any) -> Any:
         """Run with one value for each argument."""
         raise NotImplementedError(f"{type(self).__name__} does not run slices (forward_sliced)")
@@ -131,6 +135,10 @@ class MixedOperation(BaseSuperNetModule, ParametrizedModule):
         if holds_mixture(values):
             return self.forward_mixed(x, values, *others, **options)
         return self.forward_sliced(x, values, *others, **options)
+
+    def written_arguments(self) -> dict[str, Any]:
+        """Return the arguments as the space has them; those of `sliced_state` are values of them."""
+        return self.arguments
 
     def present_values(self) -> dict[str, Any]:
         """Return the arguments as the relaxation gives them at present."""
@@ -275,15 +283,26 @@ def joint_values(arguments: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
     Yields
     ------
     tuple
-        One value for each argument, once for each combination of labels.
+        One value for each argument. Equal ones are yielded once, as far as that is known.
     """
-    leaves: dict[str, LabeledMutable] = {
-        leaf.label: leaf for argument in arguments for e in expressions_in(argument) for leaf in e.leaves()
-    }
-    listed = [leaf.all_values() if isinstance(leaf, MutableExpression) else [] for leaf in leaves.values()]
-    for combination in itertools.product(*listed):
-        sample = dict(zip(leaves, combination, strict=True))
-        yield tuple(arguments_at({"": argument}, sample)[""] for argument in arguments)
+    if not any(map(has_choice, arguments)):
+        yield tuple(arguments)
+    elif not any(map(_has_names, arguments)):
+        yield from Operation("tuple", *arguments).all_values()  # quick for sums and the like over many labels
+    else:
+        leaves: dict[str, LabeledMutable] = {
+            leaf.label: leaf for argument in arguments for e in expressions_in(argument) for leaf in e.leaves()
+        }
+        for combination in itertools.product(*(list(leaf.grid_values()) for leaf in leaves.values())):
+            sample = dict(zip(leaves, combination, strict=True))
+            yield tuple(arguments_at({"": argument}, sample)[""] for argument in arguments)
+
+
+def _has_names(argument: Any) -> bool:
+    """Tell whether an argument is, or holds, a container with names in it, of which no expression can be made."""
+    if isinstance(argument, tuple | list):
+        return hasattr(argument, "_fields") or any(map(_has_names, argument))
+    return isinstance(argument, dict)
 
 
 def ever(argument: Any) -> bool:

@@ -13,10 +13,9 @@ from hwnas.export import build_onnx
 from hwnas.hub import ProxylessNASSpace
 from hwnas.hub.nas_bench_201 import NASBench201Space
 from hwnas.profilers import liveness
-from hwnas.profilers.guards import at
 from hwnas.profilers.latency_parts import LatencyParts
 from hwnas.profilers.profiler import domain_of
-from hwnas.profilers.symbols import Table
+from hwnas.profilers.tables import Table, at
 from hwnas.profilers.tracing import trace_everywhere
 from hwnas.profilers.units import units_of
 from hwnas.space import Sample

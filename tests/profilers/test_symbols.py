@@ -7,17 +7,10 @@ import pytest
 import torch
 
 from hwnas.errors import UnsupportedError
-from hwnas.profilers import symbols
+from hwnas.profilers import symbols, tables
 from hwnas.profilers.profiler import masked
-from hwnas.profilers.symbols import (
-    SymbolTable,
-    Table,
-    conjunction,
-    disjunction,
-    listed_values,
-    tabulate,
-    union,
-)
+from hwnas.profilers.symbols import SymbolTable, listed_values, tabulate
+from hwnas.profilers.tables import Table, conjunction, disjunction, union
 from hwnas.space import Categorical, CategoricalMultiple, Numerical
 
 A = Categorical([2, 5, 7], label="a")
@@ -93,7 +86,8 @@ def test_what_is_not_finite_or_too_large_is_refused(monkeypatch: pytest.MonkeyPa
     with pytest.raises(UnsupportedError, match=r"'x' is a Numerical"):
         listed_values(Numerical(0, 1, label="x"))
     assert listed_values(CategoricalMultiple([1, 2, 3], 2, label="m")) == [[1, 2], [1, 3], [2, 3]]
-    monkeypatch.setattr(symbols, "MAX_TABLE", 5)
+    monkeypatch.setattr(tables, "MAX_TABLE", 5)
+    monkeypatch.setattr(symbols, "MAX_DENSE", 5)
     with pytest.raises(UnsupportedError, match="a, b together: 6 combinations, more than 5"):
         tabulate(A + B)
 
@@ -110,8 +104,11 @@ def test_the_padding_of_a_kernel_cancels_against_it() -> None:
 
 
 def test_a_part_under_conditions_over_too_many_labels_is_refused_before_it_takes_memory() -> None:
-    quantity = Table(("a", "b"), np.ones((400, 400)))
+    quantity = Table(("a", "b"), np.random.default_rng(0).random((400, 400)))
     conditions = [Table((label,), np.array([True, False])) for label in "cd"]
     assert masked(quantity, conditions[:0]).values.shape == (400, 400)
-    with pytest.raises(UnsupportedError, match="640,000 combinations"):
+    with pytest.raises(UnsupportedError, match=r"a cost depends on c, d, a, b together: \d+,000 combinations"):
         masked(quantity, conditions)
+    # With few values it is no matter.
+    few = masked(Table(("a", "b"), np.add.outer(np.arange(400) % 2, np.arange(400) % 3)), conditions)
+    assert few.values.shape == (2, 4)

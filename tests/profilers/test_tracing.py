@@ -14,8 +14,8 @@ import hwnas.nn as nn
 from hwnas.errors import UnsupportedError
 from hwnas.profilers import tracing
 from hwnas.profilers.flops import FlopsProfiler
-from hwnas.profilers.guards import at, violations
-from hwnas.profilers.symbols import Table
+from hwnas.profilers.guards import violations
+from hwnas.profilers.tables import Table, at
 from hwnas.profilers.tracing import trace_everywhere, trace_space
 from hwnas.supernet import OneHot, make_supernet
 

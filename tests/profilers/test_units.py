@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 import hwnas.nn as nn
 from hwnas.profilers import units
-from hwnas.profilers.guards import at
 from hwnas.profilers.profiler import domain_of
+from hwnas.profilers.tables import at
 from hwnas.profilers.tracing import trace_everywhere
 from hwnas.profilers.units import Unit, Workpiece, canonical_operators, members, units_of
 from hwnas.space import Sample
