@@ -13,6 +13,7 @@ import numpy as np
 from hwnas.errors import HwnasError, UnsupportedError
 from hwnas.nn import ModelSpace
 from hwnas.profilers.accuracy import AccuracyReport, compare
+from hwnas.profilers.design import POOL, most_telling, rough_costs
 from hwnas.profilers.device import Device, describe_device
 from hwnas.profilers.elsewhere import read_results, write_folder
 from hwnas.profilers.latency_parts import LatencyParts, Progress, held_out_members, random_members
@@ -87,7 +88,8 @@ def prepare_folder(
         When the folder exists already.
     """
     parts = LatencyParts(space, example_inputs)
-    samples = random_members(space, calibration, seed) + held_out_members(space, held_out, HELD_OUT + seed)
+    samples = _calibration_members(parts, space, calibration, seed)
+    samples += held_out_members(space, held_out, HELD_OUT + seed)
     keys = dict.fromkeys([*parts.keys, *map(parts.member, samples)])
     target = OrtTarget() if target is None else target
     write_folder(
@@ -124,7 +126,7 @@ class OnnxRuntimeLatencyProfiler(Profiler):
     relative_error : float, default 0.01
         Standard error at which the measuring of a part ends.
     calibration : int, default 20
-        How many whole members are measured to correct the parts; 0 for none.
+        How many whole members are measured to correct the parts; 0 for none. Those are chosen that tell the most.
     seed : int, default 0
         Of the order of measuring and of the whole members.
     results : path-like, optional
@@ -193,7 +195,7 @@ class OnnxRuntimeLatencyProfiler(Profiler):
         self._progress: Progress = (lambda what, done, total: None) if progress is None else progress
         self._space = space
         self._parts = LatencyParts(space, example_inputs)
-        self.anchors: list[Sample] = random_members(space, calibration, seed)
+        self.anchors: list[Sample] = _calibration_members(self._parts, space, calibration, seed)
         anchor_keys = [self._parts.member(sample) for sample in self.anchors]
         self._ensure([*self._parts.keys, *anchor_keys])
         self._calibrate(self.anchors, anchor_keys)
@@ -248,20 +250,17 @@ class OnnxRuntimeLatencyProfiler(Profiler):
             latency = np.array([each.latency_ms for each in measured])
             stderr = np.array([each.stderr_ms for each in measured])
             counts = self._parts.counts(list(distinct.values()))
-            prior = prior_of_parts(self._own, np.array([found[key].stderr_ms for key in keys]), self._shares(), counts)
+            shares = _shares(self._parts, self._own)
+            prior = prior_of_parts(self._own, np.array([found[key].stderr_ms for key in keys]), shares, counts)
             self._posterior = Posterior(prior, self._features(counts), latency - self.overhead_ms, stderr)
             fitted = self._features(np.eye(len(keys))) @ self._posterior.mean
             self.relative_residual = float(np.sqrt(((self._posterior.left_out / latency) ** 2).mean()))
             self._noise = float(np.median(stderr / latency))
         self.cost_model = self._parts.add_up(fitted, constant=self.overhead_ms)
 
-    def _shares(self) -> np.ndarray:
-        """Return what coefficients common to all parts multiply, shape (parts, 3): time, elements and weights."""
-        return np.stack([self._own, self._parts.traffic, self._parts.weights], 1)
-
     def _features(self, counts: np.ndarray) -> np.ndarray:
         """Return how often each coefficient counts in nets, given how often each part does."""
-        return np.hstack([counts, counts @ self._shares()])
+        return np.hstack([counts, counts @ _shares(self._parts, self._own)])
 
     def predict(self, sample: Sample) -> Prediction:
         """Return the predicted latency of a member with its standard deviation, in milliseconds."""
@@ -347,6 +346,23 @@ class OnnxRuntimeLatencyProfiler(Profiler):
                 "contended": found.contended,
             }
         return rows
+
+
+def _shares(parts: LatencyParts, own: np.ndarray) -> np.ndarray:
+    """Return what coefficients common to all parts multiply, shape (parts, 3): time, elements and weights."""
+    return np.stack([own, parts.traffic, parts.weights], 1)
+
+
+def _calibration_members(parts: LatencyParts, space: ModelSpace, n: int, seed: int) -> list[Sample]:
+    """Choose the members that tell the most, by what parts may take before any is measured."""
+    if n == 0:
+        return []
+    pool = random_members(space, max(POOL, n), seed)
+    counts = parts.counts(pool)
+    own = rough_costs(parts.macs, parts.traffic + parts.weights)
+    shares = _shares(parts, own)
+    prior = prior_of_parts(own, np.zeros_like(own), shares, counts)
+    return [pool[i] for i in most_telling(np.hstack([counts, counts @ shares]), prior, n)]
 
 
 def prior_of_parts(own: np.ndarray, stderr: np.ndarray, shares: np.ndarray, counts: np.ndarray) -> Prior:

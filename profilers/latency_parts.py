@@ -79,6 +79,11 @@ class LatencyParts:
         return np.array([identity.traffic for identity in self._distinct], dtype=float)
 
     @property
+    def macs(self) -> np.ndarray:
+        """Return the multiply-adds of each distinct part, shape (parts,)."""
+        return np.array([identity.macs for identity in self._distinct], dtype=float)
+
+    @property
     def weights(self) -> np.ndarray:
         """Return the number of other elements that each distinct part reads, shape (parts,)."""
         return np.array([identity.weights for identity in self._distinct], dtype=float)
@@ -158,8 +163,13 @@ def _hashable(value: Any) -> Any:
 
 
 def random_members(space: ModelSpace, n: int, seed: int) -> list[Sample]:
-    """Return the members on which predictions are calibrated."""
-    return [space.random(random_state=seed + 1 + i) for i in range(n)]
+    """Return distinct random members, from which those are chosen on which predictions are calibrated.
+
+    There are fewer than `n` where the space hardly has as many.
+    """
+    rng = np.random.default_rng([seed, 1])
+    drawn = [space.random(random_state=rng) for _ in range(n)]
+    return list({repr(sorted(sample.items())): sample for sample in drawn}.values())
 
 
 def held_out_members(space: ModelSpace, n: int, seed: int) -> list[Sample]:

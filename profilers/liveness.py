@@ -23,7 +23,7 @@ ALWAYS = Table((), np.asarray(True))
 NEVER = Table((), np.asarray(False))
 
 aten = torch.ops.aten
-_CONSTANT = frozenset({aten.zeros_like, aten.ones_like, aten.full_like, aten.new_zeros, aten.new_ones, aten.new_full})
+CONSTANT = frozenset({aten.zeros_like, aten.ones_like, aten.full_like, aten.new_zeros, aten.new_ones, aten.new_full})
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def _what_varies(trace: Trace) -> dict[int, Table]:
                 for (source, _), chosen in zip(event.sources, event.chosen, strict=True)
             )
             made: Sequence[Tensor] = [event.result]
-        elif event.operator.overloadpacket in _CONSTANT:
+        elif event.operator.overloadpacket in CONSTANT:
             continue
         else:
             when = _any(varies.get(id(tensor), NEVER) for tensor in tensors_of((event.args, event.kwargs)))

@@ -22,6 +22,7 @@ from hwnas.cost.intermediate import base_labels
 from hwnas.nn import MutableModule, module_mutables
 from hwnas.nn.freezing import freeze_module
 from hwnas.profilers.liveness import NEVER, Liveness, either, operators_with, tensors_of
+from hwnas.profilers.macs import FORMULAS
 from hwnas.profilers.profiler import combinations, domain_of
 from hwnas.profilers.tables import Table, at, check_table_size, union
 from hwnas.profilers.trace import ModuleCall, OpCall, Trace
@@ -62,8 +63,8 @@ class Workpiece:
 
     def identify(self) -> Identity:
         """Run the module once and tell what it computes."""
-        text, traffic, weights = canonical_operators(self.module, self.inputs)
-        return Identity(hashlib.sha256(text.encode()).hexdigest()[:32], traffic, weights)
+        text, traffic, weights, macs = canonical_operators(self.module, self.inputs)
+        return Identity(hashlib.sha256(text.encode()).hexdigest()[:32], traffic, weights, macs)
 
 
 @dataclass(frozen=True)
@@ -78,11 +79,14 @@ class Identity:
         Number of elements that enter and leave.
     weights : int
         Number of elements that are neither.
+    macs : int
+        Multiply-adds, of the operators of which they are known.
     """
 
     key: str
     traffic: int
     weights: int
+    macs: int
 
 
 class _Call(nn.Module):
@@ -239,6 +243,7 @@ class _Writer(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.lines: list[str] = []
         self.weights: dict[int, Tensor] = {}
+        self.macs = 0
         self._alive: list[Tensor] = list(inputs)  # so that no identity is used twice
         self._numbers = {id(tensor): f"%{i}" for i, tensor in enumerate(inputs)}
 
@@ -255,6 +260,8 @@ class _Writer(TorchDispatchMode):
         leaves, structure = pytree.tree_flatten((args, kwargs or {}))
         known = any(id(leaf) in self._numbers for leaf in leaves)
         if known:  # what depends on weights alone is a weight itself
+            count = FORMULAS.get(func.overloadpacket)
+            self.macs += 0 if count is None else int(count(*args, **(kwargs or {}), output=output))
             nesting = "".join(str(structure).split())
             self.lines.append(f"{func}({', '.join(map(self.describe, leaves))}) {nesting}")
             for leaf in pytree.tree_leaves(output):
@@ -264,7 +271,7 @@ class _Writer(TorchDispatchMode):
         return output
 
 
-def canonical_operators(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[str, int, int]:
+def canonical_operators(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[str, int, int, int]:
     """Return what a module computes, as text that does not depend on weights or names.
 
     Parameters
@@ -282,6 +289,8 @@ def canonical_operators(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[
         Number of elements of all inputs and outputs.
     weights : int
         Number of elements of all other tensors that the operators read.
+    macs : int
+        Multiply-adds, of the operators of which they are known.
     """
     # A real run: at these sizes it takes less time than the shape rules of a fake one.
     with torch.no_grad(), _Writer(inputs) as writer:
@@ -291,7 +300,7 @@ def canonical_operators(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[
     footer = f"output {[writer.describe(tensor) for tensor in results]}"
     traffic = sum(tensor.numel() for tensor in (*inputs, *results))
     weights = sum(tensor.numel() for tensor in writer.weights.values())
-    return "\n".join([*header, *writer.lines, footer]), traffic, weights
+    return "\n".join([*header, *writer.lines, footer]), traffic, weights, writer.macs
 
 
 def members(unit: Unit, domain: dict[str, Any]) -> Iterator[tuple[Sample, Workpiece]]:

@@ -23,11 +23,11 @@ from hwnas.profilers.elsewhere import read_results
 from hwnas.strategies import Budget
 
 X = torch.zeros(1, 3, 16, 16)
-OPTIONS: dict[str, Any] = {"calibration": 4, "seed": 2}
+OPTIONS: dict[str, Any] = {"calibration": 2, "seed": 2}
 
 
 class Net(nn.ModelSpace):
-    def __init__(self, widths: tuple[int, ...] = (4, 16)) -> None:
+    def __init__(self, widths: tuple[int, ...] = (4, 8, 16)) -> None:
         super().__init__()
         width = nn.ValueChoice(list(widths), label="width")
         self.stem = nn.Conv2d(3, width, 3, padding=1)

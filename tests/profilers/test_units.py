@@ -371,7 +371,8 @@ def test_which_input_goes_where_matters() -> None:
 
 
 def test_traffic_is_what_enters_and_leaves_and_the_rest_are_weights() -> None:
-    _, traffic, weights = canonical_operators(conv().eval(), (torch.randn(2, 4, 6, 6),))
+    _, traffic, weights, macs = canonical_operators(conv().eval(), (torch.randn(2, 4, 6, 6),))
+    assert macs == 2 * 4 * 4 * 4 * conv().weight[0].numel()
     assert weights == sum(parameter.numel() for parameter in conv().parameters())
     assert traffic == 2 * 4 * 6 * 6 + 2 * 4 * 4 * 4
     pair = (torch.randn(3), torch.randn(3))
