@@ -28,8 +28,9 @@ from hwnas.hub.nas_bench_201 import NASBench201Space
 from hwnas.nn import ModelSpace
 from hwnas.profilers import FlopsProfiler, LatencyStore, OnnxRuntimeLatencyProfiler, OrtTarget
 from hwnas.profilers.accuracy import AccuracyReport, compare
-from hwnas.profilers.latency_parts import LatencyParts, held_out_members
+from hwnas.profilers.latency_parts import Members, held_out_members
 from hwnas.profilers.measuring import measure
+from hwnas.profilers.traced_space import TracedSpace
 from hwnas.space import Sample
 
 SPACES: dict[str, tuple[Callable[[], ModelSpace], tuple[int, ...]]] = {
@@ -98,7 +99,8 @@ def judge(name: str, seed: int, target: OrtTarget, arguments: argparse.Namespace
         "noise floor": compare(truth, again(space, images, held_out, target, truth), noise),
     }
     print(
-        f"{name}, seed {seed}, {target.precision}: {len(truth)} members of {min(truth):.2f} to {max(truth):.2f} ms; "
+        f"{name}, seed {seed}, {target.precision}, {profiler.granularity}: "
+        f"{len(truth)} members of {min(truth):.2f} to {max(truth):.2f} ms; "
         f"profiling took {profiling_s:.0f} s; load {load:.1f} to {os.getloadavg()[0]:.1f}; "
         f"noise {rows['hwnas'].noise:.1%}"
     )
@@ -110,6 +112,7 @@ def judge(name: str, seed: int, target: OrtTarget, arguments: argparse.Namespace
         "seed": seed,
         "device": profiler.device.to_dict(),
         "load": [load, os.getloadavg()[0]],
+        "granularity": profiler.granularity,
         "profiling_s": profiling_s,
         "relative_residual": profiler.relative_residual,
         "latency_ms": [min(truth), max(truth)],
@@ -121,9 +124,9 @@ def again(
     space: ModelSpace, images: torch.Tensor, samples: Sequence[Sample], target: OrtTarget, truth: Sequence[float]
 ) -> list[float]:
     """Measure members once more in a session of their own, scaled to the first one."""
-    parts = LatencyParts(space, images)
-    keys = [parts.member(sample) for sample in samples]
-    workloads = parts.workloads(list(dict.fromkeys(keys)), target)
+    members = Members(TracedSpace(space, images))
+    keys = [members.member(sample) for sample in samples]
+    workloads = members.workloads(list(dict.fromkeys(keys)), target)
     session = measure(workloads, target, budget_s=3 + 1.5 * len(workloads), seed=1)
     second = np.array([session.measurements[key].latency_ms for key in keys])
     return [float(each) for each in second * np.median(np.array(truth) / second)]

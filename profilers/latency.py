@@ -13,23 +13,22 @@ import numpy as np
 from hwnas.errors import HwnasError, UnsupportedError
 from hwnas.nn import ModelSpace
 from hwnas.profilers.accuracy import AccuracyReport, compare
-from hwnas.profilers.design import POOL, most_telling, rough_costs
+from hwnas.profilers.composition import Granularity, calibration_members, composition_of, features_of
 from hwnas.profilers.device import Device, describe_device
 from hwnas.profilers.elsewhere import read_results, write_folder
-from hwnas.profilers.latency_parts import LatencyParts, Progress, held_out_members, random_members
+from hwnas.profilers.kernel_table import KernelTable
+from hwnas.profilers.latency_parts import LatencyParts, Members, Progress, held_out_members
 from hwnas.profilers.measurement import Measurement
 from hwnas.profilers.measuring import measure
-from hwnas.profilers.posterior import Posterior, Prior
+from hwnas.profilers.posterior import Posterior
 from hwnas.profilers.profiler import Profiler
 from hwnas.profilers.store import LatencyStore
 from hwnas.profilers.target import OrtTarget
 from hwnas.profilers.trace import Inputs
-from hwnas.profilers.traced_space import TracedSpace
+from hwnas.profilers.traced_space import TracedSpace, traced
 from hwnas.space import Sample
 
 REFERENCES = 6  # rows of earlier sessions that a new session measures again, to tell how far the machine drifted
-
-COMMON = 0.3  # how much of a typical net each common coefficient may explain, as a standard deviation
 
 HELD_OUT = 10_000  # added to the seed of a profiler, it gives the members of its report
 
@@ -87,14 +86,16 @@ def prepare_folder(
     HwnasError
         When the folder exists already.
     """
-    parts = LatencyParts(space, example_inputs)
-    samples = _calibration_members(parts, space, calibration, seed)
-    samples += held_out_members(space, held_out, HELD_OUT + seed)
-    keys = dict.fromkeys([*parts.keys, *map(parts.member, samples)])
     target = OrtTarget() if target is None else target
+    known = traced(space, example_inputs)
+    members = Members(known)
+    parts = LatencyParts(space, known.traces, members)
+    samples = calibration_members(parts, space, calibration, seed)
+    samples += held_out_members(space, held_out, HELD_OUT + seed)
+    keys = dict.fromkeys([*parts.keys, *map(members.member, samples)])
     write_folder(
         folder,
-        parts.workloads(list(keys), target, progress),
+        members.workloads(list(keys), target, progress),
         target,
         budget_s=budget_s,
         relative_error=relative_error,
@@ -127,6 +128,10 @@ class OnnxRuntimeLatencyProfiler(Profiler):
         Standard error at which the measuring of a part ends.
     calibration : int, default 20
         How many whole members are measured to correct the parts; 0 for none. Those are chosen that tell the most.
+    granularity : {"auto", "blocks", "kernels"}, default "auto"
+        What members are sums of: parts of the space that are measured alone, or the fused kernels of each member, which
+        are learnt from the whole members. With ``auto`` kernels, where what several choices return is added up and
+        where the kernels can be known: up to 200,000 members, common operators, fp32 on the CPU of this machine.
     seed : int, default 0
         Of the order of measuring and of the whole members.
     results : path-like, optional
@@ -141,6 +146,8 @@ class OnnxRuntimeLatencyProfiler(Profiler):
         This machine, or the one of the results.
     measures_here : bool
         Whether what is missing can be measured.
+    granularity : str
+        ``"blocks"`` or ``"kernels"``.
     overhead_ms : float
         Time of an empty run, in milliseconds; every member pays it once.
     anchors : list of dict
@@ -172,6 +179,7 @@ class OnnxRuntimeLatencyProfiler(Profiler):
         budget_s: float = 60.0,
         relative_error: float = 0.01,
         calibration: int = 20,
+        granularity: Granularity = "auto",
         seed: int = 0,
         results: str | os.PathLike[str] | None = None,
         progress: Progress | None = None,
@@ -194,9 +202,16 @@ class OnnxRuntimeLatencyProfiler(Profiler):
         self.seed = seed
         self._progress: Progress = (lambda what, done, total: None) if progress is None else progress
         self._space = space
-        self._parts = LatencyParts(space, example_inputs)
-        self.anchors: list[Sample] = _calibration_members(self._parts, space, calibration, seed)
-        anchor_keys = [self._parts.member(sample) for sample in self.anchors]
+        known = traced(space, example_inputs)
+        self._members = Members(known)
+        if calibration == 0 and granularity == "auto":
+            granularity = "blocks"
+        self._parts = composition_of(space, known, self._members, granularity, self.target, here=self.measures_here)
+        self.granularity = "kernels" if isinstance(self._parts, KernelTable) else "blocks"
+        if self.granularity == "kernels" and calibration == 0:
+            raise ValueError("OnnxRuntimeLatencyProfiler: kernels are known from whole members; calibration is 0")
+        self.anchors: list[Sample] = calibration_members(self._parts, space, calibration, seed)
+        anchor_keys = [self._members.member(sample) for sample in self.anchors]
         self._ensure([*self._parts.keys, *anchor_keys])
         self._calibrate(self.anchors, anchor_keys)
 
@@ -211,12 +226,12 @@ class OnnxRuntimeLatencyProfiler(Profiler):
         if not self.measures_here:
             raise HwnasError(
                 f"OnnxRuntimeLatencyProfiler: {len(missing)} of {len(wanted)} parts and members were not measured on "
-                f"{self.device.cpu_model}, {self._parts.name(missing[0])} among them. The folder was prepared for "
+                f"{self.device.cpu_model}, {self._members.name(missing[0])} among them. The folder was prepared for "
                 "another space, another input, or with other `calibration` and `seed`; prepare and run it again"
             )
         # Rows of different sessions are comparable only through what was measured in both.
         references = sorted(known, key=lambda key: known[key].stderr_ms / known[key].latency_ms)[:REFERENCES]
-        workloads = self._parts.workloads([*missing, *references], self.target, self._progress)
+        workloads = self._members.workloads([*missing, *references], self.target, self._progress)
         record = functools.partial(self.store.record, self.device, self.target)
         result = measure(
             workloads,
@@ -239,7 +254,12 @@ class OnnxRuntimeLatencyProfiler(Profiler):
         self.overhead_ms = first.overhead_ms * first.anchor_scale
         found = self._lookup(self._parts.keys)
         keys = self._parts.keys
+        # Kernels are not measured alone.
         self._own = np.array([max(found[key].latency_ms - self.overhead_ms, 0.0) for key in keys])
+        own_stderr = np.array([found[key].stderr_ms for key in keys])
+        if self.granularity == "kernels":
+            self._own = self._rough_from(anchors, anchor_keys)
+            own_stderr = np.zeros_like(self._own)
         self._unfitted = self._parts.add_up(self._own, constant=self.overhead_ms)
         self.relative_residual, self._noise, self._posterior = float("nan"), float("nan"), None
         fitted = self._own
@@ -250,17 +270,25 @@ class OnnxRuntimeLatencyProfiler(Profiler):
             latency = np.array([each.latency_ms for each in measured])
             stderr = np.array([each.stderr_ms for each in measured])
             counts = self._parts.counts(list(distinct.values()))
-            shares = _shares(self._parts, self._own)
-            prior = prior_of_parts(self._own, np.array([found[key].stderr_ms for key in keys]), shares, counts)
+            prior = self._parts.prior(self._own, own_stderr, counts)
             self._posterior = Posterior(prior, self._features(counts), latency - self.overhead_ms, stderr)
-            fitted = self._features(np.eye(len(keys))) @ self._posterior.mean
+            fitted = self._features(np.eye(len(self._own))) @ self._posterior.mean
             self.relative_residual = float(np.sqrt(((self._posterior.left_out / latency) ** 2).mean()))
             self._noise = float(np.median(stderr / latency))
         self.cost_model = self._parts.add_up(fitted, constant=self.overhead_ms)
 
+    def _rough_from(self, anchors: Sequence[Sample], anchor_keys: Sequence[str]) -> np.ndarray:
+        """Return what kernels may take, in milliseconds, so that half of some members take more."""
+        rough = self._parts.rough()
+        expected = self._parts.counts(anchors) @ rough
+        found = self._lookup(anchor_keys)
+        above = np.array([found[key].latency_ms - self.overhead_ms for key in anchor_keys])
+        ratio = above[expected > 0] / expected[expected > 0]
+        return rough * max(float(np.median(ratio)), 0.0) if len(ratio) else rough * 0.0
+
     def _features(self, counts: np.ndarray) -> np.ndarray:
         """Return how often each coefficient counts in nets, given how often each part does."""
-        return np.hstack([counts, counts @ _shares(self._parts, self._own)])
+        return features_of(self._parts, self._own, counts)
 
     def predict(self, sample: Sample) -> Prediction:
         """Return the predicted latency of a member with its standard deviation, in milliseconds."""
@@ -305,7 +333,7 @@ class OnnxRuntimeLatencyProfiler(Profiler):
         list of Measurement
             In the order of `samples`.
         """
-        keys = [self._parts.member(sample) for sample in samples]
+        keys = [self._members.member(sample) for sample in samples]
         self._ensure(keys)
         found = self._lookup(keys)
         return [found[key] for key in keys]
@@ -339,64 +367,10 @@ class OnnxRuntimeLatencyProfiler(Profiler):
         """Return the measured parts by name, with their latency above an empty run in milliseconds."""
         rows: dict[str, dict[str, Any]] = {}
         for key, found in self._lookup(self._parts.keys).items():
-            rows[self._parts.name(key)] = {
+            rows[self._members.name(key)] = {
                 "latency_ms": found.latency_ms - self.overhead_ms,
                 "stderr_ms": found.stderr_ms,
                 "visits": found.visits,
                 "contended": found.contended,
             }
         return rows
-
-
-def _shares(parts: LatencyParts, own: np.ndarray) -> np.ndarray:
-    """Return what coefficients common to all parts multiply, shape (parts, 3): time, elements and weights."""
-    return np.stack([own, parts.traffic, parts.weights], 1)
-
-
-def _calibration_members(parts: LatencyParts, space: ModelSpace, n: int, seed: int) -> list[Sample]:
-    """Choose the members that tell the most, by what parts may take before any is measured."""
-    if n == 0:
-        return []
-    pool = random_members(space, max(POOL, n), seed)
-    counts = parts.counts(pool)
-    own = rough_costs(parts.macs, parts.traffic + parts.weights)
-    shares = _shares(parts, own)
-    prior = prior_of_parts(own, np.zeros_like(own), shares, counts)
-    return [pool[i] for i in most_telling(np.hstack([counts, counts @ shares]), prior, n)]
-
-
-def prior_of_parts(own: np.ndarray, stderr: np.ndarray, shares: np.ndarray, counts: np.ndarray) -> Prior:
-    """Return what is known about parts among others once they have been measured alone.
-
-    ONNX Runtime keeps a blocked layout from one convolution to the next; a part on its own enters and leaves it. The
-    weights of a part on its own stay in the cache, those of a net do not. So time may come on top in proportion to the
-    time alone, to the elements that enter and leave, and to the weights, each up to a good part of a net. Beyond
-    that each part may deviate on its own, by an unknown share of its time, and by an unknown share of what it takes to
-    pass its elements on: so cheap parts deviate more.
-
-    Parameters
-    ----------
-    own : ndarray, shape (n_parts,)
-        Latency of each part, less an empty run, in milliseconds.
-    stderr : ndarray, shape (n_parts,)
-        Standard errors of that.
-    shares : ndarray, shape (n_parts, 3)
-        What the common coefficients multiply: time, elements and weights.
-    counts : ndarray, shape (n_nets, n_parts)
-        How often each part is in each of some nets.
-
-    Returns
-    -------
-    Prior
-        Of one coefficient for each part and the common ones.
-    """
-    typical = (counts @ shares).mean(0)
-    common = np.divide(COMMON * typical[0], typical, out=np.zeros(3), where=typical > 0)
-    traffic = shares[:, 1]
-    timed = (own > 0) & (traffic > 0)
-    cheapest = float((own[timed] / traffic[timed]).min()) if timed.any() else 0.0
-    return Prior(
-        mean=np.append(own, np.zeros(3)),
-        variance=np.append(stderr**2, common**2),
-        groups=[np.append(own, np.zeros(3)), np.append(cheapest * traffic, np.zeros(3))],
-    )

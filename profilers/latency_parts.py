@@ -1,4 +1,4 @@
-"""What has to be measured to predict the latency of every member of a space: its parts, and some whole members."""
+"""What has to be measured to predict the latency of every member of a space: some whole members, and its parts."""
 
 from __future__ import annotations
 
@@ -12,17 +12,75 @@ from torch import nn
 from hwnas.cost import CostModel, Intermediate
 from hwnas.export import build_many
 from hwnas.nn import ModelSpace
+from hwnas.profilers.design import rough_costs
 from hwnas.profilers.measurement import Workload
+from hwnas.profilers.posterior import Prior
 from hwnas.profilers.precision import in_precision
 from hwnas.profilers.profiler import build_cost_model, domain_of, masked
+from hwnas.profilers.symbols import hashable
 from hwnas.profilers.tables import Table
 from hwnas.profilers.target import OrtTarget
-from hwnas.profilers.trace import Inputs
-from hwnas.profilers.traced_space import TracedSpace, traced
-from hwnas.profilers.units import Identity, Workpiece, members, units_of
+from hwnas.profilers.trace import Trace
+from hwnas.profilers.traced_space import TracedSpace
+from hwnas.profilers.units import Identity, Workpiece, units_of
+from hwnas.profilers.units import members as members_of
 from hwnas.space import Sample
 
 Progress = Callable[[str, int, int], None]
+
+
+COMMON = 0.3  # how much of a typical net each common coefficient may explain, as a standard deviation
+
+
+class Members:
+    """What has to be measured, by key, and how it becomes a model.
+
+    Parameters
+    ----------
+    space : TracedSpace
+        The space with its traces.
+    """
+
+    def __init__(self, space: TracedSpace) -> None:
+        self._inputs = space.inputs
+        self._catalog: dict[str, tuple[str, Workpiece]] = {}
+        # The traced copy holds the weights of every member, and nobody trains it.
+        self._space: ModelSpace = space.traces[0].space
+
+    def name(self, key: str) -> str:
+        """Return what a key stands for."""
+        return self._catalog[key][0]
+
+    def member(self, sample: Sample) -> str:
+        """Return the key of a whole member."""
+        model: nn.Module = self._space.freeze(sample)
+        return self.remember(f"member {sample}", Workpiece(model.eval(), self._inputs)).key
+
+    def remember(self, name: str, piece: Workpiece) -> Identity:
+        """Return what a module computes, which from now on stands behind its key."""
+        identity = piece.identify()
+        self._catalog.setdefault(identity.key, (name, piece))
+        return identity
+
+    def workloads(self, keys: Sequence[str], target: OrtTarget, progress: Progress | None = None) -> list[Workload]:
+        """Export what keys stand for, in the precision of a target.
+
+        Parameters
+        ----------
+        keys : sequence of str
+            Of what was remembered, and of members that `member` has been asked for.
+        target : OrtTarget
+            What they are to be measured on.
+        progress : callable, optional
+            Called with "export", how many are done and how many there are.
+        """
+        say = progress or (lambda what, done, total: None)
+        say("export", 0, len(keys))
+        pieces = [self._catalog[key][1] for key in keys]
+        models = build_many([piece.module for piece in pieces], [piece.inputs for piece in pieces])
+        models = [in_precision(model, target) for model in models]
+        say("export", len(keys), len(keys))
+        return [Workload(key, model, self._catalog[key][0]) for key, model in zip(keys, models, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -36,22 +94,19 @@ class _Part:
 
 
 class LatencyParts:
-    """The distinct parts of a space, modules without choices about structure at one shape, and whole members.
+    """The distinct parts of a space: modules without choices about structure at one shape.
 
     Parameters
     ----------
     space : ModelSpace
         The space, before a strategy changes it.
-    example_inputs : Tensor, tuple of Tensor or TracedSpace
-        What a member is called with, or the space with its traces.
+    traces : sequence of Trace
+        Of the space.
+    members : Members
+        Remembers the parts.
     """
 
-    def __init__(self, space: ModelSpace, example_inputs: Inputs | TracedSpace) -> None:
-        known = traced(space, example_inputs)
-        self._inputs, traces = known.inputs, known.traces
-        self._catalog: dict[str, tuple[str, Workpiece]] = {}
-        # The traced copy holds the weights of every member, and nobody trains it.
-        self._members: ModelSpace = traces[0].space
+    def __init__(self, space: ModelSpace, traces: Sequence[Trace], members: Members) -> None:
         self._space = space
         domain = domain_of(space)
         self._domain = domain
@@ -61,8 +116,8 @@ class LatencyParts:
             for unit in units_of(trace):
                 shape = [len(domain[label]) for label in unit.labels]
                 positions = np.empty(shape, dtype=int)
-                for index, (sample, piece) in zip(np.ndindex(*shape), members(unit, domain), strict=True):
-                    identity = self._remember(f"{unit.name} {sample or ''}".strip(), piece)
+                for index, (sample, piece) in zip(np.ndindex(*shape), members_of(unit, domain), strict=True):
+                    identity = members.remember(f"{unit.name} {sample or ''}".strip(), piece)
                     place, _ = found.setdefault(identity.key, (len(found), identity))
                     positions[index] = place
                 self._parts.append(_Part(unit.name, unit.labels, unit.conditions, positions))
@@ -72,21 +127,6 @@ class LatencyParts:
     def keys(self) -> list[str]:
         """Return the key of each distinct part."""
         return [identity.key for identity in self._distinct]
-
-    @property
-    def traffic(self) -> np.ndarray:
-        """Return the number of elements that enter and leave each distinct part, shape (parts,)."""
-        return np.array([identity.traffic for identity in self._distinct], dtype=float)
-
-    @property
-    def macs(self) -> np.ndarray:
-        """Return the multiply-adds of each distinct part, shape (parts,)."""
-        return np.array([identity.macs for identity in self._distinct], dtype=float)
-
-    @property
-    def weights(self) -> np.ndarray:
-        """Return the number of other elements that each distinct part reads, shape (parts,)."""
-        return np.array([identity.weights for identity in self._distinct], dtype=float)
 
     def counts(self, samples: Sequence[Sample]) -> np.ndarray:
         """Return how often members run each distinct part.
@@ -102,12 +142,12 @@ class LatencyParts:
             Whole numbers.
         """
         counts = np.zeros((len(samples), len(self._distinct)))
-        index = {label: {_hashable(v): i for i, v in enumerate(values)} for label, values in self._domain.items()}
+        index = {label: {hashable(v): i for i, v in enumerate(values)} for label, values in self._domain.items()}
 
         def place(label: str, sample: Sample) -> int:
             if isinstance(label, Intermediate):
                 return int(label.table[tuple(place(part, sample) for part in label.labels)])
-            return index[label][_hashable(sample[label])]
+            return index[label][hashable(sample[label])]
 
         def at(table: np.ndarray, labels: tuple[str, ...], sample: Sample) -> Any:
             return table[tuple(place(label, sample) for label in labels)]
@@ -118,48 +158,62 @@ class LatencyParts:
                     row[at(part.keys, part.labels, sample)] += 1
         return counts
 
-    def name(self, key: str) -> str:
-        """Return what a key stands for."""
-        return self._catalog[key][0]
-
-    def member(self, sample: Sample) -> str:
-        """Return the key of a whole member."""
-        model: nn.Module = self._members.freeze(sample)
-        return self._remember(f"member {sample}", Workpiece(model.eval(), self._inputs)).key
-
     def add_up(self, costs: np.ndarray, constant: float = 0.0) -> CostModel:
         """Return the sum of the parts that a member runs, given the cost of each distinct one in milliseconds."""
         parts = [(part.name, masked(Table(part.labels, costs[part.keys]), part.conditions)) for part in self._parts]
         return build_cost_model(self._space, parts, unit="ms", constant=constant)
 
-    def workloads(self, keys: Sequence[str], target: OrtTarget, progress: Progress | None = None) -> list[Workload]:
-        """Export what keys stand for, in the precision of a target.
+    def rough(self) -> np.ndarray:
+        """Return what parts may take relative to each other before any is measured, shape (parts,)."""
+        macs = np.array([identity.macs for identity in self._distinct], dtype=float)
+        return rough_costs(macs, self._traffic + self._weights)
+
+    @property
+    def _traffic(self) -> np.ndarray:
+        return np.array([identity.traffic for identity in self._distinct], dtype=float)
+
+    @property
+    def _weights(self) -> np.ndarray:
+        return np.array([identity.weights for identity in self._distinct], dtype=float)
+
+    def shares(self, own: np.ndarray) -> np.ndarray:
+        """Return what coefficients common to all parts multiply, shape (parts, 3): time, elements and weights."""
+        return np.stack([own, self._traffic, self._weights], 1)
+
+    def prior(self, own: np.ndarray, stderr: np.ndarray, counts: np.ndarray) -> Prior:
+        """Return what is known about parts among others once they have been measured alone.
+
+        ONNX Runtime keeps a blocked layout from one convolution to the next; a part on its own enters and leaves it.
+        The weights of a part on its own stay in the cache, those of a net do not. So time may come on top in proportion
+        to the time alone, to the elements that enter and leave, and to the weights, each up to a good part of a net.
+        Beyond that each part may deviate on its own, by an unknown share of its time, and by an unknown share of what
+        it takes to pass its elements on: so cheap parts deviate more.
 
         Parameters
         ----------
-        keys : sequence of str
-            Of parts, and of members that `member` has been asked for.
-        target : OrtTarget
-            What they are to be measured on.
-        progress : callable, optional
-            Called with "export", how many are done and how many there are.
+        own : ndarray, shape (n_parts,)
+            Latency of each part, less an empty run, in milliseconds.
+        stderr : ndarray, shape (n_parts,)
+            Standard errors of that.
+        counts : ndarray, shape (n_nets, n_parts)
+            How often each part is in each of some nets.
+
+        Returns
+        -------
+        Prior
+            Of one coefficient for each part and the common ones.
         """
-        say = progress or (lambda what, done, total: None)
-        say("export", 0, len(keys))
-        pieces = [self._catalog[key][1] for key in keys]
-        models = build_many([piece.module for piece in pieces], [piece.inputs for piece in pieces])
-        models = [in_precision(model, target) for model in models]
-        say("export", len(keys), len(keys))
-        return [Workload(key, model, self._catalog[key][0]) for key, model in zip(keys, models, strict=True)]
-
-    def _remember(self, name: str, piece: Workpiece) -> Identity:
-        identity = piece.identify()
-        self._catalog.setdefault(identity.key, (name, piece))
-        return identity
-
-
-def _hashable(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+        shares = self.shares(own)
+        typical = (counts @ shares).mean(0)
+        common = np.divide(COMMON * typical[0], typical, out=np.zeros(3), where=typical > 0)
+        traffic = shares[:, 1]
+        timed = (own > 0) & (traffic > 0)
+        cheapest = float((own[timed] / traffic[timed]).min()) if timed.any() else 0.0
+        return Prior(
+            mean=np.append(own, np.zeros(3)),
+            variance=np.append(stderr**2, common**2),
+            groups=[np.append(own, np.zeros(3)), np.append(cheapest * traffic, np.zeros(3))],
+        )
 
 
 def random_members(space: ModelSpace, n: int, seed: int) -> list[Sample]:

@@ -43,6 +43,11 @@ def listed_values(mutable: Dimension) -> list[Any]:
     )
 
 
+def hashable(value: Any) -> Any:
+    """Return a value of a sample as something that can be looked up; subsets are lists."""
+    return tuple(value) if isinstance(value, list) else value
+
+
 def is_listed(mutable: LabeledMutable) -> bool:
     """Tell whether a dimension has a list of values."""
     return isinstance(mutable, Categorical | CategoricalMultiple)

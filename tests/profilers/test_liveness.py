@@ -13,9 +13,10 @@ from hwnas.export import build_onnx
 from hwnas.hub import ProxylessNASSpace
 from hwnas.hub.nas_bench_201 import NASBench201Space
 from hwnas.profilers import liveness
-from hwnas.profilers.latency_parts import LatencyParts
+from hwnas.profilers.latency_parts import LatencyParts, Members
 from hwnas.profilers.profiler import domain_of
 from hwnas.profilers.tables import Table, at
+from hwnas.profilers.traced_space import TracedSpace
 from hwnas.profilers.tracing import trace_everywhere
 from hwnas.profilers.units import units_of
 from hwnas.space import Sample
@@ -47,8 +48,10 @@ def exported(space: nn.ModelSpace, sample: Sample) -> dict[str, int]:
 
 def test_parts_are_those_of_an_export() -> None:
     space = NASBench201Space(channels=4, cells=1)
-    parts = LatencyParts(space, X)
-    names = [parts.name(key) for key in parts.keys]
+    traced = TracedSpace(space, X)
+    named = Members(traced)
+    parts = LatencyParts(space, traced.traces, named)
+    names = [named.name(key) for key in parts.keys]
     kinds = {
         "conv": lambda name: name == "stem" or name.endswith(("candidates.2", "candidates.3")),
         "pool": lambda name: name.endswith("candidates.4"),
@@ -96,8 +99,10 @@ class Net(nn.ModelSpace):
 
 
 def test_what_does_not_depend_on_the_input_is_no_part() -> None:
-    parts = LatencyParts(Net(), X)
-    names = sorted(parts.name(key) for key in parts.keys)
+    space = Net()
+    traced = TracedSpace(space, X)
+    named = Members(traced)
+    names = sorted(named.name(key) for key in LatencyParts(space, traced.traces, named).keys)
     assert names == ["add", "layer.candidates.0"]
     (add,) = (unit for unit in units_of(trace_everywhere(Net(), X)[0]) if unit.name == "add")
     assert len(add.make({}).inputs) == 1

@@ -8,7 +8,7 @@ from torch import Tensor
 
 import hwnas.nn as nn
 from hwnas.profilers import FlopsProfiler, NumParamsProfiler, TracedSpace, traced_space
-from hwnas.profilers.latency_parts import LatencyParts
+from hwnas.profilers.latency_parts import LatencyParts, Members
 
 X = torch.zeros(1, 3, 6, 6)
 
@@ -28,13 +28,14 @@ class Net(nn.ModelSpace):
 def test_profilers_share_traces(monkeypatch: pytest.MonkeyPatch) -> None:
     space = Net()
     alone = [FlopsProfiler(space, X), NumParamsProfiler(space, X)]
-    parts = LatencyParts(space, X)
+    other = TracedSpace(space, X)
+    parts = LatencyParts(space, other.traces, Members(other))
     traced = TracedSpace(space, X)
     monkeypatch.setattr(traced_space, "trace_everywhere", None)  # nothing is traced any more
     for profiler, shared in zip(alone, [FlopsProfiler(space, traced), NumParamsProfiler(space, traced)], strict=True):
         for sample in space.grid():
             assert profiler.profile(sample) == shared.profile(sample)
-    assert LatencyParts(space, traced).keys == parts.keys
+    assert LatencyParts(space, traced.traces, Members(traced)).keys == parts.keys
 
 
 def test_traces_of_another_space_are_refused() -> None:

@@ -1,0 +1,147 @@
+"""Members of a cell space as sums of fused kernels."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+from hwnas.cost import CostModel
+from hwnas.errors import UnsupportedError
+from hwnas.nn import ModelSpace
+from hwnas.profilers.design import rough_costs
+from hwnas.profilers.fusion import Fusion, Ints, Kernel
+from hwnas.profilers.posterior import Array, Prior
+from hwnas.profilers.profiler import build_cost_model, domain_of
+from hwnas.profilers.symbols import hashable
+from hwnas.profilers.tables import Table, check_table_size
+from hwnas.profilers.trace import Trace
+from hwnas.space import Sample
+
+COMMON = 0.3  # how much of a typical net each common coefficient may explain, as a standard deviation
+_CHUNK = 4096  # members at once, to bound the memory
+
+
+class KernelTable:
+    """How often each member of a space runs each fused kernel.
+
+    Which operators are fused depends on all choices around, so the members are listed one by one.
+
+    Parameters
+    ----------
+    space : ModelSpace
+        The space, before a strategy changes it.
+    traces : sequence of Trace
+        Of the space; one.
+    block : int
+        See `Fusion`.
+
+    Raises
+    ------
+    UnsupportedError
+        When there are too many members, several traces, or operators whose fusion is not known.
+
+    Attributes
+    ----------
+    kernels : list of Kernel
+        The distinct ones.
+    """
+
+    keys: tuple[str, ...] = ()  # nothing is measured but whole members
+
+    def __init__(self, space: ModelSpace, traces: Sequence[Trace], block: int) -> None:
+        if len(traces) > 1:
+            raise UnsupportedError("fused kernels are known of spaces only that one symbolic run describes")
+        self._space, self._domain = space, domain_of(space)
+        sizes = [len(values) for values in self._domain.values()]
+        check_table_size(sizes, self._domain)
+        fusion = Fusion(traces[0], block)
+        grid = np.indices(sizes).reshape(len(sizes), -1)
+        chunks = [self._count(fusion, grid[:, i : i + _CHUNK]) for i in range(0, grid.shape[1], _CHUNK)]
+        self.kernels: list[Kernel] = fusion.kernels
+        self._table = np.zeros((grid.shape[1], len(self.kernels)), dtype=np.int16)
+        start = 0
+        for chunk in chunks:
+            self._table[start : start + len(chunk), : chunk.shape[1]] = chunk
+            start += len(chunk)
+        self._sizes = tuple(sizes)
+
+    def _count(self, fusion: Fusion, grid: Ints) -> Ints:
+        found = fusion.run(dict(zip(self._domain, grid, strict=True)))
+        counts = np.zeros((grid.shape[1], len(fusion.kernels)), dtype=np.int16)
+        for _, numbers in found:
+            (where,) = np.nonzero(numbers >= 0)
+            counts[where, numbers[where]] += 1
+        return counts
+
+    def counts(self, samples: Sequence[Sample]) -> Array:
+        """Return how often members run each kernel, shape (samples, kernels)."""
+        index = {label: {hashable(v): i for i, v in enumerate(values)} for label, values in self._domain.items()}
+        rows = [
+            np.ravel_multi_index([index[label][hashable(sample[label])] for label in self._domain], self._sizes)
+            for sample in samples
+        ]
+        return self._table[rows].astype(float)
+
+    def counter(self, sample: Sample) -> Counter[Kernel]:
+        """Return the kernels of one member."""
+        (row,) = self.counts([sample])
+        return Counter({kernel: int(n) for kernel, n in zip(self.kernels, row, strict=True) if n})
+
+    def add_up(self, costs: Array, constant: float = 0.0) -> CostModel:
+        """Return the sum of the kernels that a member runs, given the cost of each in milliseconds."""
+        table = Table(tuple(self._domain), (self._table @ costs).reshape(self._sizes))
+        return build_cost_model(self._space, [("kernels", table)], unit="ms", constant=constant)
+
+    def rough(self) -> Array:
+        """Return what kernels may take relative to each other before any net is measured."""
+        macs = np.array([kernel.macs for kernel in self.kernels], dtype=float)
+        traffic = np.array([kernel.traffic for kernel in self.kernels], dtype=float)
+        return rough_costs(macs, traffic) if len(self.kernels) else np.zeros(0)
+
+    def shares(self, own: Array) -> Array:
+        """Return what coefficients common to several kernels multiply, shape (kernels, common).
+
+        First come time, number, elements and weights, then the time of each family and that of each shape alone.
+        """
+        families = [kernel.family for kernel in self.kernels]
+        shapes = [kernel.shape for kernel in self.kernels]
+        members = [[each == one for each in kinds] for kinds in (families, shapes) for one in dict.fromkeys(kinds)]
+        traffic = np.array([kernel.traffic for kernel in self.kernels], dtype=float)
+        weights = np.array([kernel.weights for kernel in self.kernels], dtype=float)
+        return np.stack([own, np.ones_like(own), traffic, weights, *(own * member for member in members)], 1)
+
+    def prior(self, own: Array, stderr: Array, counts: Array) -> Prior:
+        """Return what is known about kernels before any net is measured but how long nets take on the whole.
+
+        Multiply-adds, elements and operators say roughly how kernels compare. So each coefficient of `shares` may
+        explain a good part of a net, each family and each shape deviates by an unknown share of its time, and each
+        kernel by another one.
+
+        Parameters
+        ----------
+        own : ndarray, shape (kernels,)
+            What they may take, in milliseconds.
+        stderr : ndarray, shape (kernels,)
+            Standard errors of that; zero, as they are not measured alone.
+        counts : ndarray, shape (nets, kernels)
+            Of typical nets.
+
+        Returns
+        -------
+        Prior
+            Of one coefficient for each kernel and the common ones.
+        """
+        shares = self.shares(own)
+        typical = (counts @ shares[:, :4]).mean(0)
+        common = np.divide(COMMON * typical[0], typical, out=np.zeros(4), where=typical > 0)
+        rest = np.zeros(shares.shape[1] - 4)
+        return Prior(
+            mean=np.concatenate([own, np.zeros(shares.shape[1])]),
+            variance=np.concatenate([stderr**2, common**2, rest]),
+            groups=[
+                np.concatenate([own, np.zeros(shares.shape[1])]),
+                np.concatenate([np.zeros_like(own), np.zeros(4), rest + 1.0]),
+            ],
+        )

@@ -1,0 +1,271 @@
+"""Fused kernels of members, against the graphs that ONNX Runtime saves."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import hwnas.nn as nn
+from hwnas.errors import UnsupportedError
+from hwnas.export.direct import build_many
+from hwnas.hub import DigitsSpace
+from hwnas.hub.nas_bench_201 import OPERATIONS, NASBench201Space
+from hwnas.profilers import LatencyStore, Measurement, OnnxRuntimeLatencyProfiler, OrtTarget, SessionResult, Workload
+from hwnas.profilers.composition import adds_choices
+from hwnas.profilers.fusion import Fusion, Kernel
+from hwnas.profilers.kernel_table import KernelTable
+from hwnas.profilers.optimised import channel_block, kernels_of, optimised_graph
+from hwnas.profilers.profiler import domain_of
+from hwnas.profilers.traced_space import TracedSpace
+
+TARGET = OrtTarget()
+OVERHEAD = 0.01
+
+
+class Mixed(nn.ModelSpace):
+    """What the cell of NAS-Bench-201 does not have: widths, strides, groups, concatenations, a maximum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        width = nn.ValueChoice([12, 16, 24], label="width")
+        self.stem = nn.Sequential(nn.Conv2d(3, width, 3, padding=1), nn.ReLU6())
+        self.left = nn.LayerChoice(
+            {
+                "depthwise": nn.Sequential(
+                    nn.Conv2d(width, width, 3, padding=1, groups=width), nn.BatchNorm2d(width), nn.Sigmoid()
+                ),
+                "conv": nn.Conv2d(width, width, 1),
+                "pool": nn.MaxPool2d(3, 1, 1),
+                "skip": nn.Identity(),
+            },
+            label="left",
+        )
+        self.right = nn.LayerChoice(
+            {"conv": nn.Conv2d(width, width, 3, padding=1), "pool": nn.AvgPool2d(3, 1, 1), "skip": nn.Identity()},
+            label="right",
+        )
+        self.join = nn.LayerChoice({"sum": Sum(), "cat": Both(width)}, label="join")
+        self.last = nn.Conv2d(width, 32, 3, stride=2, padding=1)
+        self.head = nn.Linear(32, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        y = self.join(self.left(x), self.right(x)).relu()
+        return self.head((self.last(y) + self.last(x)).tanh().mean((2, 3)))
+
+
+class Sum(nn.Module):
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return a + b
+
+
+class Both(nn.Module):
+    def __init__(self, width: Any) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(width * 2, width, 1)
+        self.norm = nn.BatchNorm2d(width)
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return self.norm(self.conv(torch.cat([a, b], 1)).relu())
+
+
+SPACES: dict[str, tuple[Callable[[], nn.ModelSpace], tuple[int, ...], int]] = {
+    "cell": (lambda: NASBench201Space(channels=16, cells=2), (1, 3, 8, 8), 40),
+    "narrow cell": (lambda: NASBench201Space(channels=8, cells=1), (2, 3, 8, 8), 20),
+    "digits": (DigitsSpace, (2, 1, 8, 8), 20),
+    "mixed": (Mixed, (1, 3, 8, 8), 72),
+}
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_kernels_are_those_that_onnx_runtime_runs(name: str) -> None:
+    make, shape, n = SPACES[name]
+    space, x = make(), torch.randn(shape)
+    rng = np.random.default_rng(0)
+    samples = list(space.grid()) if space.size() <= n else [space.random(random_state=rng) for _ in range(n)]
+    models = build_many([space.freeze(sample).eval() for sample in samples], [(x,)] * len(samples))
+    fusion, domain = Fusion(TracedSpace(space, x).traces[0], channel_block(TARGET)), domain_of(space)
+    found = fusion.run({k: np.array([v.index(sample[k]) for sample in samples]) for k, v in domain.items()})
+    for i, (sample, model) in enumerate(zip(samples, models, strict=True)):
+        kernels = Counter(fusion.kernels[numbers[i]] for _, numbers in found if numbers[i] >= 0)
+        assert kernels == kernels_of(model, TARGET), sample
+
+
+def test_without_a_blocked_layout_only_activations_are_fused() -> None:
+    space, x = Mixed(), torch.randn(1, 3, 8, 8)
+    table = KernelTable(space, TracedSpace(space, x).traces, 0)
+    target = OrtTarget(optimization="extended")
+    assert channel_block(target) == 0
+    for sample in list(space.grid())[::7]:
+        (model,) = build_many([space.freeze(sample).eval()], [(x,)])
+        assert table.counter(sample) == kernels_of(model, target), sample
+
+
+def test_the_block_is_that_of_the_weights() -> None:
+    block = channel_block(TARGET)
+    (model,) = build_many([torch.nn.Conv2d(32, 20, 3)], [(torch.randn(1, 32, 8, 8),)])
+    graph = optimised_graph(model, TARGET)
+    if block:
+        assert {tensor.dims[0] % block for tensor in graph.initializer} == {0}
+        assert any(tensor.dims[0] == -(-20 // block) * block for tensor in graph.initializer)
+
+
+def test_sizes_of_a_kernel() -> None:
+    conv = Kernel("Conv", (3, 3, 2), 1, (2, 16, 9, 9), 32, sum=True)
+    layer = torch.nn.Conv2d(16, 32, 3, stride=2, padding=1, bias=False)
+    y = layer(torch.zeros(2, 16, 9, 9))
+    assert conv.written == y.numel()
+    assert conv.weights == layer.weight.numel()
+    assert conv.macs == y.numel() * layer.weight[0].numel()
+    assert conv.traffic == 2 * 16 * 9 * 9 + 2 * y.numel()
+    assert Kernel("Add", (), 1, (1, 4, 2, 2), 4).traffic == 48
+    constant = Kernel("Add", (), 1, (1, 4, 2, 2), 4, constant=True)
+    assert (constant.traffic, constant.weights) == (32, 16)
+    assert Kernel("AveragePool", (3, 3, 1), 1, (1, 4, 2, 2), 4).macs == 9 * 16
+    assert Kernel("Gemm", (), 1, (2, 64), 10).macs == 1280
+    depthwise = Kernel("Conv", (3, 3, 1), 16, (1, 16, 4, 4), 16)
+    assert (depthwise.macs, depthwise.weights) == (9 * 256, 144)
+    assert len({conv.family, depthwise.family, Kernel("Conv", (3, 3, 2), 1, (1, 3, 9, 9), 32).family}) == 3
+
+
+def test_the_cost_of_a_member_is_that_of_its_kernels() -> None:
+    space = Mixed()
+    table = KernelTable(space, TracedSpace(space, torch.randn(1, 3, 8, 8)).traces, 16)
+    costs = np.random.default_rng(0).uniform(0.1, 1, len(table.kernels))
+    model = table.add_up(costs, constant=2.0)
+    for sample in space.grid():
+        expected = 2.0 + sum(costs[table.kernels.index(kernel)] * n for kernel, n in table.counter(sample).items())
+        assert model.evaluate(sample) == pytest.approx(expected)
+
+
+def test_an_operator_whose_fusion_is_not_known_is_named() -> None:
+    class Odd(nn.ModelSpace):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.LayerChoice([nn.Conv2d(3, 3, 1), nn.Softplus()], label="a")
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.a(x)
+
+    traced = TracedSpace(Odd(), torch.zeros(1, 3, 4, 4))
+    fusion = Fusion(traced.traces[0], 16)
+    with pytest.raises(UnsupportedError, match=r"a\.candidates\.1: it is not known.*softplus"):
+        fusion.run({"a": np.array([0, 1])})
+    assert fusion.run({"a": np.array([0])})
+
+
+class Cells(nn.ModelSpace):
+    """Cells with fewer operations than those of NAS-Bench-201; 729 members."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        operations = {name: OPERATIONS[name] for name in ("none", "skip_connect", "nor_conv_3x3")}
+        self.stem = nn.Conv2d(3, 16, 3, padding=1)
+        self.body = nn.Sequential(*(nn.NasBench201Cell(operations, 16, 16, label="cell") for _ in range(3)))
+        self.head = nn.Linear(16, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(self.stem(x)).mean((2, 3)))
+
+
+# -- the profiler, on a machine whose latencies are known ----------------------------------------------------
+
+
+def pretend(cost: Callable[[Kernel], float], calls: list[int]) -> Callable[..., SessionResult]:
+    """Stand in for `measure`: nets take the sum over the kernels that ONNX Runtime makes of them."""
+
+    def measure(workloads: list[Workload], target: OrtTarget, **options: Any) -> SessionResult:
+        calls.append(len(workloads))
+        found = {
+            workload.key: OVERHEAD + sum(n * cost(kernel) for kernel, n in kernels_of(workload.model, target).items())
+            for workload in workloads
+        }
+        return SessionResult(
+            measurements={key: Measurement(time, 0.003 * time, 20, False) for key, time in found.items()},
+            overhead=Measurement(OVERHEAD, 1e-5, 20, False),
+            canary=Measurement(0.2, 1e-3, 20, False),
+            canary_floor_ms=0.2,
+            clock="thread_time",
+            split_half_error=0.01,
+            threads=1,
+            load=0.0,
+            started=0.0,
+            duration_s=1.0,
+        )
+
+    return measure
+
+
+def cost(kernel: Kernel) -> float:
+    """Far from the arithmetic: fast large convolutions, expensive changes of layout."""
+    extra = {"Add": 3.0, "ReorderInput": 2.0, "ReorderOutput": 4.0, "AveragePool": 2.0}.get(kernel.operator, 1.0)
+    rate = 2.0 if kernel.window[:1] == (3,) else 1.0
+    return 0.002 + extra * 3e-7 * kernel.traffic + 2e-8 / rate * kernel.macs + 1e-7 * kernel.weights
+
+
+def test_a_cell_space_is_predicted_from_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    monkeypatch.setattr("hwnas.profilers.latency.measure", pretend(cost, calls))
+    space, x = Cells(), torch.randn(1, 3, 16, 16)
+    profiler = OnnxRuntimeLatencyProfiler(space, x, store=LatencyStore(), calibration=12, seed=3)
+    assert profiler.granularity == "kernels"
+    assert calls == [12]  # nothing but whole members
+    report = profiler.report(30)
+    assert report.within_5 > 0.9
+    assert report.mape < 0.02
+    assert report.spearman > 0.99
+    uniform = {f"cell/{i}_{j}": torch.full((3,), 1 / 3) for j in range(1, 4) for i in range(j)}
+    everything = profiler.cost_model.evaluate([*space.grid()])
+    assert float(profiler.expectation(uniform)) == pytest.approx(float(np.mean(everything)), rel=1e-4)
+
+
+def test_granularity_is_chosen_by_structure() -> None:
+    cell = TracedSpace(NASBench201Space(channels=4, cells=1), torch.randn(1, 3, 8, 8))
+    assert adds_choices(cell.traces[0])
+
+    class Chain(nn.ModelSpace):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.LayerChoice([nn.Conv2d(3, 3, 1), nn.Identity()], label="a")
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.a(x)
+
+    assert not adds_choices(TracedSpace(Chain(), torch.zeros(1, 3, 4, 4)).traces[0])
+
+
+def test_what_is_fused_otherwise_is_measured_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hwnas.profilers.latency.measure", pretend(cost, []))
+    monkeypatch.setattr("hwnas.profilers.composition.channel_block", lambda target: 4)
+    space, x = Mixed(), torch.randn(1, 3, 8, 8)
+    with pytest.warns(UserWarning, match="fuses other operators than expected"):
+        profiler = OnnxRuntimeLatencyProfiler(space, x, calibration=3)
+    assert profiler.granularity == "blocks"
+    options: dict[str, Any] = {"calibration": 3, "granularity": "kernels"}
+    with pytest.warns(UserWarning, match="fuses"), pytest.raises(UnsupportedError, match="fuses"):
+        OnnxRuntimeLatencyProfiler(space, x, **options)
+
+
+@pytest.mark.parametrize(
+    ("target", "calibration", "error"),
+    [(OrtTarget(precision="int8"), 3, UnsupportedError), (OrtTarget(), 0, ValueError)],
+)
+def test_kernels_are_refused_where_they_are_not_known(
+    target: OrtTarget, calibration: int, error: type[Exception]
+) -> None:
+    with pytest.raises(error, match=r"kernels"):
+        OnnxRuntimeLatencyProfiler(
+            Mixed(), torch.zeros(1, 3, 8, 8), target, calibration=calibration, granularity="kernels"
+        )
+
+
+def test_an_unknown_granularity_is_an_error() -> None:
+    granularity: Any = "layers"
+    with pytest.raises(ValueError, match="'layers'; expected one of auto, blocks, kernels"):
+        OnnxRuntimeLatencyProfiler(Mixed(), torch.zeros(1, 3, 8, 8), granularity=granularity)
