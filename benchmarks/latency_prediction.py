@@ -116,6 +116,7 @@ def judge(name: str, seed: int, target: OrtTarget, arguments: argparse.Namespace
         "profiling_s": profiling_s,
         "relative_residual": profiler.relative_residual,
         "latency_ms": [min(truth), max(truth)],
+        "median_ratio": float(np.median([m / p.latency_ms for m, p in zip(truth, predicted, strict=True)])),
         "rows": {title: clean(report.to_dict()) for title, report in rows.items()},
     }
 
