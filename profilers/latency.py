@@ -364,7 +364,7 @@ class OnnxRuntimeLatencyProfiler(Profiler):
         )
 
     def table(self) -> Mapping[str, dict[str, Any]]:
-        """Return the measured parts by name, with their latency above an empty run in milliseconds; kernels are none."""
+        """Return the measured parts by name, with their latency above an empty run in milliseconds; no kernels."""
         rows: dict[str, dict[str, Any]] = {}
         for key, found in self._lookup(self._parts.keys).items():
             rows[self._members.name(key)] = {
