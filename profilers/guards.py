@@ -50,7 +50,9 @@ def fingerprint(operators: Any, sizes: Any, active: Any) -> list[tuple[str, tupl
         if call.operator.is_view or not active(call.conditions):
             continue
         shapes: list[Any] = []
-        for leaf in pytree.tree_leaves((call.args, call.kwargs, call.output)):
+        # Which of several tensors are concatenated may depend on choices: the trace reads all of them.
+        read = () if call.operator.overloadpacket is torch.ops.aten.cat else (call.args, call.kwargs)
+        for leaf in pytree.tree_leaves((read, call.output)):
             if isinstance(leaf, torch.Tensor):
                 shapes.append(tuple(sizes(size) for size in leaf.shape))
             elif isinstance(leaf, int | torch.SymInt) and not isinstance(leaf, bool):

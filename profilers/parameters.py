@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +17,7 @@ from hwnas.profilers.tables import MAX_DENSE, Table, combined, conjunction, disj
 from hwnas.profilers.trace import Inputs, Trace
 from hwnas.profilers.traced_space import TracedSpace, traced
 from hwnas.space import MutableExpression
-from hwnas.supernet import BaseSuperNetModule, MixedLayer, MixedOperation, MixedRepeat
+from hwnas.supernet import BaseSuperNetModule, MixedFactoryChoice, MixedLayer, MixedOperation, MixedRepeat
 
 
 class NumParamsProfiler(Profiler):
@@ -78,6 +79,11 @@ def _held(trace: Trace) -> dict[int, list[Table]]:
                     module.candidate(name),
                     conjunction([here, _where(choice, name.__eq__)]),
                 )
+        elif isinstance(module, MixedFactoryChoice):
+            choice, source = tabulate(module.choice), tabulate(module.source[0])
+            for name, read in itertools.product(module.names, module.source.values):
+                chosen = [_where(choice, name.__eq__), _where(source, read.__eq__)]
+                visit(module.candidate(name, read), conjunction([here, *chosen]))
         elif isinstance(module, MixedRepeat) and isinstance(module.depth, MutableExpression):
             depth = tabulate(module.depth)
             for index, block in enumerate(module.blocks):

@@ -39,8 +39,13 @@ _LAYERS = frozenset(
 
 
 def output_like_input(func: Any, args: tuple[Any, ...]) -> Any:
-    """Return the output of an operator that has the shape of its input, or None for all others."""
+    """Return the output of an operator that has the shape of its input, padded perhaps, or None for all others."""
     packet = func.overloadpacket
+    if packet is aten.constant_pad_nd:  # PyTorch would ask for the sizes as plain numbers
+        sizes, pads = list(args[0].shape), args[1]
+        for axis in range(len(pads) // 2):
+            sizes[-1 - axis] += pads[2 * axis] + pads[2 * axis + 1]
+        return args[0].new_empty(sizes)
     if packet in _LIKE_INPUT and args[0].is_floating_point() and func._overloadname == "default":
         return torch.empty_like(args[0])
     if packet in _NORMS and not (packet is aten.native_batch_norm and args[5]):  # no statistics of the batch to return

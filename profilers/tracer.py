@@ -120,6 +120,8 @@ class Tracer(Relaxation):
         self.conditions: list[Table] = []
         self.timeline: list[OpCall | Join] = []
         self.recording = True
+        #: What the next operator that is recorded returns, instead of its output.
+        self.in_place_of_output: Tensor | None = None
         self.fixed = fixed
         self.read: dict[str, None] = {}
 
@@ -160,6 +162,14 @@ class Tracer(Relaxation):
         if decision.label in self.fixed:
             return Mixture((self.fixed[decision.label],))
         return TracedSubset(decision, self.typical[decision.label], self)
+
+    def side_by_side(self, tensors: Sequence[Tensor], number: Any, dim: int) -> Tensor:
+        """Record a concatenation that reads all tensors, and writes as much as those of a sample have."""
+        with self.silent():
+            shape = list(tensors[0].shape)
+            shape[dim] = number * shape[dim]
+            self.in_place_of_output = torch.empty(shape, dtype=tensors[0].dtype, device=tensors[0].device)
+        return torch.cat(list(tensors), dim)
 
     def read_number_of_inputs(self, traced: ModelSpace) -> None:
         """Note which free subsets are joined to something whose size depends on how many items they have."""

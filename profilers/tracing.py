@@ -45,6 +45,8 @@ class _Recorder(TorchDispatchMode):
         output = func(*args, **kwargs) if alike is None else alike
         if func.namespace == "prim" or not self.tracer.recording:
             return output
+        if self.tracer.in_place_of_output is not None:
+            output, self.tracer.in_place_of_output = self.tracer.in_place_of_output, None
         caller = self.callers[-1] if self.callers else -1
         module = self.trace.modules[caller].module if self.callers else ""
         conditions = tuple(self.tracer.conditions)

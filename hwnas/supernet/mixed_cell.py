@@ -71,9 +71,9 @@ class MixedCell(BaseSuperNetModule, Cell, ChosenCell):  # the last one is what i
             loose = self.output_nodes({label: mixture.values[0] for label, mixture in read.items()})
             return torch.cat([states[node] for node in loose], self.concat_dim)
         # A symbol, which stands for every sample at once: only the size matters.
-        whole = torch.cat([states[node] for node in self._possible_outputs()], self.concat_dim)
-        width = whole.shape[self.concat_dim] // len(self._possible_outputs())
-        return whole.narrow(self.concat_dim, 0, number * width)
+        return self.relaxation.side_by_side(
+            [states[node] for node in self._possible_outputs()], number, self.concat_dim
+        )
 
     def _number(self) -> MutableExpression:
         number = self.num_output_nodes

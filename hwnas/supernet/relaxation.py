@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -72,6 +72,22 @@ class Relaxation(nn.Module, ABC):
         """
         mixture = self.mixture(expression)
         return mixture.values[0] if mixture.weights is None else mixture
+
+    def side_by_side(self, tensors: Sequence[Tensor], number: Any, dim: int) -> Tensor:
+        """Concatenate some of several tensors of one shape, where their number is a symbol for that of every sample.
+
+        Asked for only where `value` gives symbols for numbers.
+
+        Parameters
+        ----------
+        tensors : sequence of Tensor
+            All that may be among them.
+        number : Any
+            How many are.
+        dim : int
+            Where they are concatenated.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no symbols (side_by_side)")
 
     @abstractmethod
     def resample(self, memo: Sample, rng: np.random.Generator | None = None) -> Sample:
