@@ -6,8 +6,10 @@
 #include <pybind11/stl.h>
 
 #include <cstdint>
+#include <optional>
 #include <vector>
 
+#include "hwnas/alike.h"
 #include "hwnas/dlpack.h"
 #include "hwnas/registry.h"
 
@@ -100,26 +102,47 @@ bool accumulates(const Tensor& scalars, const Tensor& x) {
          scalars.device.id == x.device.id;
 }
 
+std::uintptr_t data_of(const Tensor& x) { return reinterpret_cast<std::uintptr_t>(x.data) + x.byte_offset; }
+
 py::object alike(const py::tuple& tensors, const py::object& scalars) {
-  if (api == nullptr || tensors.empty()) return py::none();
-  std::vector<std::uintptr_t> addresses;
-  Tensor first{};
-  for (const py::handle object : tensors) {
-    Tensor x{};
-    if (!look(object.ptr(), &x)) return py::none();
-    if (addresses.empty()) first = x;
-    if (!same(x, first)) return py::none();
-    addresses.push_back(reinterpret_cast<std::uintptr_t>(x.data) + x.byte_offset);
-  }
-  if (!scalars.is_none()) {
-    Tensor x{};
-    if (!look(scalars.ptr(), &x) || !accumulates(x, first)) return py::none();
-    addresses.push_back(reinterpret_cast<std::uintptr_t>(x.data) + x.byte_offset);
-  }
-  return py::cast(addresses);
+  const auto found = look_at(tensors, scalars);
+  return found ? py::cast(found->addresses) : py::none();
 }
 
 }  // namespace
+
+std::optional<Alike> look_at(const py::tuple& tensors, const py::object& scalars) {
+  if (api == nullptr || tensors.empty()) return std::nullopt;
+  Alike found{};
+  found.addresses.reserve(tensors.size() + 1);
+  Tensor first{};
+  for (const py::handle object : tensors) {
+    Tensor x{};
+    if (!look(object.ptr(), &x)) return std::nullopt;
+    if (found.addresses.empty()) first = x;
+    if (!same(x, first)) return std::nullopt;
+    found.addresses.push_back(data_of(x));
+  }
+  if (!scalars.is_none()) {
+    Tensor x{};
+    if (!look(scalars.ptr(), &x) || !accumulates(x, first)) return std::nullopt;
+    found.addresses.push_back(data_of(x));
+    found.scalars = x.shape[0];
+  }
+  found.dtype = first.dtype.code == hwnas::dlpack::kBfloat ? DType::bf16
+                : first.dtype.bits == 64                   ? DType::f64
+                                                           : DType::f32;
+  found.size = 1;
+  for (int d = 0; d < first.ndim; ++d) found.size *= first.shape[d];
+  found.on_cpu = first.device.type == hwnas::dlpack::kCpu;
+  return found;
+}
+
+std::uintptr_t address_of(const py::object& tensor) {
+  Tensor x{};
+  if (api->from_object(tensor.ptr(), &x) != 0) throw py::error_already_set();
+  return data_of(x);
+}
 
 HWNAS_BINDING(module) {
   module.def("use_exchange_api", &use_exchange_api, py::arg("capsule"), py::arg("types"),

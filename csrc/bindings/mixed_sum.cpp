@@ -7,6 +7,9 @@
 #include <string>
 #include <vector>
 
+#ifndef HWNAS_WITH_CUDA
+#include "hwnas/alike.h"
+#endif
 #include "hwnas/check.h"
 #include "hwnas/registry.h"
 
@@ -54,6 +57,29 @@ void forward(int dtype_code, Address weights, const Addresses& tensors, Address 
   HWNAS_PICK(mixed_sum)(args, where.threads);
 #endif
 }
+
+#ifndef HWNAS_WITH_CUDA
+// The whole forward pass in one call, for tensors on which looking at them from Python takes longer than adding them up.
+// None where they need a closer look.
+py::object forward_of(const py::tuple& tensors, const py::object& weights, const py::object& empty_like, int threads) {
+  check.where(Where{threads});
+  auto found = alike::look_at(tensors, weights);
+  if (!found || !found->on_cpu || found->scalars != static_cast<std::int64_t>(tensors.size())) return py::none();
+  py::object out = empty_like(tensors[0]);
+  const auto pointer = [&](std::size_t k) { return reinterpret_cast<void*>(found->addresses[k]); };
+  std::vector<const void*> inputs;
+  for (std::size_t k = 0; k < tensors.size(); ++k) inputs.push_back(pointer(k));
+  const hwnas::MixedSum args{found->dtype,
+                             pointer(tensors.size()),
+                             inputs.data(),
+                             static_cast<std::int64_t>(inputs.size()),
+                             reinterpret_cast<void*>(alike::address_of(out)),
+                             found->size};
+  const py::gil_scoped_release release;
+  HWNAS_PICK(mixed_sum)(args, threads);
+  return out;
+}
+#endif
 
 void backward(int dtype_code, Address grad, Address weights, const Addresses& tensors, const Addresses& grad_tensors,
               Address grad_weights, Address partials, std::int64_t size, const Where& where) {
@@ -120,6 +146,10 @@ HWNAS_BINDING(module) {
       py::arg("dtype"), py::arg("grad"), py::arg("weights"), py::arg("tensors"), py::arg("grad_tensors"),
       py::arg("grad_weights"), py::arg("partials"), py::arg("size"), py::arg("device"), py::arg("stream"));
 #else
+  module.def("mixed_sum_of", &forward_of, py::arg("tensors"), py::arg("weights"), py::arg("empty_like"),
+             py::arg("threads"),
+             "The sum as a tensor that `empty_like` makes of the first one; None where `alike` says nothing, where the "
+             "tensors are not on the CPU and where the number of weights does not match.");
   module.def(
       "mixed_sum",
       [](int dtype, Address weights, const Addresses& tensors, Address out, std::int64_t size, int threads) {

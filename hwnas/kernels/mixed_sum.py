@@ -60,15 +60,20 @@ def mixed_sum(weights: Tensor, tensors: Sequence[Tensor]) -> Tensor:
         if unsupported_reason(weights, tensors) is None:
             return torch.ops.hwnas.mixed_sum(weights, tensors)  # type: ignore[no-any-return]
         return mixed_sum_reference(weights, tensors)
-    addresses = _usual_addresses(weights, tensors)
-    if addresses is None or weights.shape != (len(tensors),):
-        _check(weights, tensors)
-        if unsupported_reason(weights, tensors) is not None:
-            native.warn_if_missing(tensors[0].device)
-            return mixed_sum_reference(weights, tensors)
-    if torch.is_grad_enabled() and (weights.requires_grad or any(x.requires_grad for x in tensors)):
-        return _apply(addresses, weights, *tensors)  # type: ignore[no-any-return, no-untyped-call]
-    return _native_forward(weights, tensors, addresses)
+    out = _at_once(weights, tensors)
+    if out is None:
+        addresses = _usual_addresses(weights, tensors)
+        if addresses is None or weights.shape != (len(tensors),):
+            _check(weights, tensors)
+            if unsupported_reason(weights, tensors) is not None:
+                native.warn_if_missing(tensors[0].device)
+                return mixed_sum_reference(weights, tensors)
+        out = _native_forward(weights, tensors, addresses)
+    if torch.is_grad_enabled():
+        for x in (weights, *tensors):
+            if x.requires_grad:
+                return _apply([out], weights, *tensors)  # type: ignore[no-any-return, no-untyped-call]
+    return out
 
 
 def mixed_sum_reference(weights: Tensor, tensors: Sequence[Tensor]) -> Tensor:
@@ -125,6 +130,14 @@ def unsupported_reason(weights: Tensor, tensors: Sequence[Tensor]) -> str | None
     if first.device.type == "cuda" and native.CUDA is not None and len(tensors) > native.CUDA.MIXED_SUM_MAX_COUNT:
         return f"the CUDA kernel takes at most {native.CUDA.MIXED_SUM_MAX_COUNT} tensors, got {len(tensors)}"
     return native.unavailable_reason(first.device)
+
+
+def _at_once(weights: Tensor, tensors: tuple[Tensor, ...]) -> Tensor | None:
+    """Compute the sum of the usual arguments in a single call into the compiled module; None for other ones."""
+    if native.CPU is None or not native.LOOKS or native.switched_off() or native.watched_reason():
+        return None
+    out: Tensor | None = native.CPU.mixed_sum_of(tensors, weights, torch.empty_like, torch.get_num_threads())
+    return out
 
 
 def _usual_addresses(weights: Tensor, tensors: tuple[Tensor, ...]) -> list[int] | None:
@@ -247,13 +260,18 @@ def _backward(grad: Tensor, weights: Tensor, tensors: Sequence[Tensor], wanted: 
 
 
 class _MixedSum(torch.autograd.Function):
-    """The eager path: the compiled kernel without the dispatcher, which costs more than a small sum."""
+    """The gradients of a sum that has been computed, without the dispatcher, which costs more than a small one."""
 
     @staticmethod
-    def forward(ctx: Any, addresses: list[int] | None, weights: Tensor, *tensors: Tensor) -> Tensor:
-        ctx.layout = layout_of(tensors[0])
-        ctx.save_for_backward(weights, *(tensors if ctx.needs_input_grad[1] else ()))
-        return _native_forward(weights, tensors, addresses)
+    def forward(ctx: Any, computed: list[Tensor], weights: Tensor, *tensors: Tensor) -> Tensor:
+        # In a list: what is no argument by itself may be returned.
+        (out,) = computed
+        if ctx.needs_input_grad[1]:
+            ctx.save_for_backward(weights, *tensors)
+        else:
+            ctx.save_for_backward(weights)
+        ctx.layout = layout_of(out)
+        return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:

@@ -79,9 +79,9 @@ CPU, _cpu_problem = _load("_cpu")
 CUDA, _cuda_problem = _load("_cuda")
 if CPU is not None:
     _select_isa(CPU)
-# Torch has the interface from 2.10 on.
-_can_look = hasattr(Tensor, "__dlpack_c_exchange_api__") and hasattr(CPU, "use_exchange_api")
-if CPU is not None and _can_look:
+LOOKS = hasattr(Tensor, "__dlpack_c_exchange_api__") and hasattr(CPU, "mixed_sum_of")
+"""Whether the module for the CPU can look at tensors by itself. Torch has the interface for it from 2.10 on."""
+if CPU is not None and LOOKS:
     CPU.use_exchange_api(Tensor.__dlpack_c_exchange_api__, list(PLAIN))
 
 
@@ -111,6 +111,11 @@ def disabled() -> Iterator[None]:
     finally:
         with _lock:
             _blocks_without -= 1
+
+
+def switched_off() -> bool:
+    """Tell whether a block of `disabled` is running."""
+    return _blocks_without > 0
 
 
 @functools.cache
@@ -235,7 +240,7 @@ def alike(tensors: tuple[Tensor, ...], scalars: Tensor | None = None) -> list[in
         channels-last. The scalars are contiguous, of their accumulator's type and on their device. None when
         something differs or cannot be told: then look at each more closely.
     """
-    return CPU.alike(tensors, scalars) if CPU is not None and _can_look else None
+    return CPU.alike(tensors, scalars) if CPU is not None and LOOKS else None
 
 
 def where(device: torch.device) -> tuple[Any, tuple[int, ...]]:

@@ -106,7 +106,7 @@ def test_nothing_is_kept_alive() -> None:
 
 
 def test_a_torch_without_the_interface(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "_can_look", False)
+    monkeypatch.setattr(native, "LOOKS", False)
     assert native.alike((x,)) is None
 
 

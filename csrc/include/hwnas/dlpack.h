@@ -13,6 +13,8 @@ constexpr const char* kCapsule = "dlpack_exchange_api";
 
 enum Code : std::uint8_t { kFloat = 2, kBfloat = 4 };
 
+constexpr std::int32_t kCpu = 1;  // a type of devices
+
 struct Device {
   std::int32_t type;
   std::int32_t id;

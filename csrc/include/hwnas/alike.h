@@ -1,0 +1,29 @@
+#pragma once
+
+// What one quick look tells of tensors: see bindings/alike.cpp. In _cpu only.
+
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+#include "hwnas/dtype.h"
+
+namespace hwnas::bindings::alike {
+
+struct Alike {
+  std::vector<std::uintptr_t> addresses;  // of the tensors, and of the scalars behind them
+  DType dtype;
+  std::int64_t size;     // elements of each
+  std::int64_t scalars;  // how many; 0 where there are none
+  bool on_cpu;
+};
+
+// Nothing where the tensors need a closer look.
+std::optional<Alike> look_at(const pybind11::tuple& tensors, const pybind11::object& scalars);
+
+// The address of a tensor that PyTorch just made.
+std::uintptr_t address_of(const pybind11::object& tensor);
+
+}  // namespace hwnas::bindings::alike
