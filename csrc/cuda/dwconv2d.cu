@@ -81,6 +81,10 @@ __device__ A rectified(A value, bool rectify) {
   return rectify && value <= 0 ? A(0) : value;
 }
 
+// How many rows of a kernel are unrolled. All 25 taps at once would double the time that it takes to compile this.
+template <int K>
+constexpr int kRows = K == 3 ? 3 : 1;
+
 // K is the size of a square kernel that is known when this is compiled, else 0.
 template <class T, bool Last, int K>
 __global__ void __launch_bounds__(kThreads)
@@ -95,7 +99,7 @@ __global__ void __launch_bounds__(kThreads)
   for (std::int64_t image = blockIdx.y; image < plan.batch; image += gridDim.y) {
     const T* from = x + image * size;
     Acc<T> sum = bias == nullptr ? Acc<T>(0) : widen(bias[to.channel]);
-#pragma unroll
+#pragma unroll kRows<K>
     for (int i = 0; i < kernel_height; ++i) {
       const int row = to.row * plan.stride_height + i * plan.dilation_height - plan.top;
       if (!inside(row, plan.height)) continue;
@@ -130,7 +134,7 @@ __global__ void __launch_bounds__(kThreads)
   for (std::int64_t image = blockIdx.y; image < plan.batch; image += gridDim.y) {
     const T* from = grad + image * out_size;
     Acc<T> sum = 0;
-#pragma unroll
+#pragma unroll kRows<K>
     for (int i = 0; i < kernel_height; ++i) {
       int row;
       if (!output_of(to.row + plan.top - i * plan.dilation_height, plan.stride_height, plan.out_height, row)) continue;
@@ -316,11 +320,14 @@ struct Run {
   }
 };
 
+// Kernels of double, which are for tests of gradients, are the same for all sizes.
 template <class T, bool Last, class Work>
 void dispatch_kernel(const DwConv2dShape& s, const Work& work) {
-  const bool square = s.kernel.height == s.kernel.width;
-  if (square && s.kernel.width == 3) return work(Run<T, Last, 3>{});
-  if (square && s.kernel.width == 5) return work(Run<T, Last, 5>{});
+  if constexpr (sizeof(T) < sizeof(double)) {
+    const bool square = s.kernel.height == s.kernel.width;
+    if (square && s.kernel.width == 3) return work(Run<T, Last, 3>{});
+    if (square && s.kernel.width == 5) return work(Run<T, Last, 5>{});
+  }
   work(Run<T, Last, 0>{});
 }
 

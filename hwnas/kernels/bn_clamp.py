@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from hwnas.errors import UnsupportedError
 from hwnas.kernels import native
 from hwnas.kernels.layout import layout_of
-from hwnas.kernels.mixed_bn_sum import Norms, Wanted, native_backward, native_forward
+from hwnas.kernels.norm_passes import Norms, Wanted, native_backward, native_forward
 
 
 class BNClamp(NamedTuple):
@@ -186,8 +186,8 @@ def _norms(gamma: Tensor | None, beta: Tensor | None, eps: float) -> Norms:
 
 def _native_forward(x: Tensor, gamma: Tensor | None, beta: Tensor | None, bounds: _Bounds, layout: int) -> BNClamp:
     one = x.new_ones(1, dtype=native.accumulator(x.dtype))
-    found = native_forward(one, [x], _norms(gamma, beta, bounds.eps), layout, bounds[1:])
-    return BNClamp(found.out, found.means[0], found.variances[0])
+    out, means, variances = native_forward(one, [x], _norms(gamma, beta, bounds.eps), layout, bounds[1:])
+    return BNClamp(out, means[0], variances[0])
 
 
 def _native_backward(

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -114,17 +114,6 @@ def check(
 def always_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Use the compiled kernels where PyTorch would be the faster one, too."""
     monkeypatch.setattr(module, "_forward_in_torch", lambda *_: False)
-
-
-@pytest.fixture(params=["base", "avx2", "avx512"])
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    assert native.CPU is not None
-    if request.param not in native.CPU.supported_isas():
-        pytest.skip(f"this processor does not run {request.param}")
-    before = native.CPU.current_isa()
-    native.CPU.select_isa(request.param)
-    yield request.param
-    native.CPU.select_isa(before)
 
 
 @pytest.mark.parametrize("memory_format", FORMATS.values(), ids=FORMATS.keys())

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -56,17 +56,6 @@ def check(weight: Tensor, masks: Masks, grad: Tensor, operation: Operation = mas
         assert actual.shape == mask.shape
         # Every term of a sum is a product of two elements, in the accumulator: nothing is rounded to the data type.
         close(actual, wanted, torch.float64 if dtype == torch.float64 else torch.float32)
-
-
-@pytest.fixture(params=["base", "avx2", "avx512"])
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    assert native.CPU is not None
-    if request.param not in native.CPU.supported_isas():
-        pytest.skip(f"this processor does not run {request.param}")
-    before = native.CPU.current_isa()
-    native.CPU.select_isa(request.param)
-    yield request.param
-    native.CPU.select_isa(before)
 
 
 # Linear, Conv1d, Conv2d, depthwise, Conv3d; odd sizes, one element, more rows and more columns than a piece has.

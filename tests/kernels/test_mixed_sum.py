@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor
 from torch._dynamo.source import ConstantSource
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
+from torch.utils.flop_counter import FlopCounterMode
 
 from hwnas.errors import UnsupportedError
 from hwnas.kernels import mixed_sum, mixed_sum_reference, native
@@ -55,17 +57,6 @@ def check(w: Tensor, xs: list[Tensor], grad: Tensor, operation: Operation = mixe
         close(actual, wanted, dtype)
 
 
-@pytest.fixture(params=["base", "avx2", "avx512"])
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    assert native.CPU is not None
-    if request.param not in native.CPU.supported_isas():
-        pytest.skip(f"this processor does not run {request.param}")
-    before = native.CPU.current_isa()
-    native.CPU.select_isa(request.param)
-    yield request.param
-    native.CPU.select_isa(before)
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("shape", [(), (1,), (5,), (3, 65, 7), (2, 3, 128, 67), (70001,)])
 @pytest.mark.parametrize("count", [1, 2, 8])
@@ -87,6 +78,43 @@ def test_without_the_quick_look(memory_format: torch.memory_format, monkeypatch:
     closer = mixed_sum(w, ys)
     assert torch.equal(quick, closer)
     assert quick.stride() == closer.stride()
+
+
+def test_the_usual_arguments_take_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    w, xs = arguments(3, (2, 3, 4, 5))
+    assert native.CPU is not None
+    at_once = native.CPU.mixed_sum_of
+    found: list[Tensor | None] = []
+
+    def observed(*given: Any) -> Tensor | None:
+        found.append(at_once(*given))
+        return found[-1]
+
+    monkeypatch.setattr(native.CPU, "mixed_sum_of", observed)
+    monkeypatch.setattr(native.CPU, "mixed_sum", None)
+    out = mixed_sum(w, xs)
+    assert [type(each) for each in found] == [Tensor]
+    assert out.requires_grad
+    with torch.no_grad():
+        assert not mixed_sum(w, xs).requires_grad
+    assert not mixed_sum(w.detach(), [x.detach() for x in xs]).requires_grad
+    assert mixed_sum(w, [x.detach() for x in xs]).requires_grad
+    assert len(found) == 4
+    with native.disabled():
+        torch.testing.assert_close(mixed_sum(w, xs), out)
+    with FlopCounterMode(display=False):
+        torch.testing.assert_close(mixed_sum(w, xs), out)
+    assert len(found) == 4
+    with pytest.raises(ValueError, match="one for each tensor"):
+        mixed_sum(w[:2], xs)
+    assert found[4:] == [None]
+
+
+def test_the_binding_that_looks_checks_the_number_of_threads() -> None:
+    w, xs = arguments(3, (5,))
+    assert native.CPU is not None
+    with pytest.raises(ValueError, match="threads is 0"):
+        native.CPU.mixed_sum_of(tuple(xs), w, torch.empty_like, 0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor
@@ -50,17 +48,6 @@ def whole_weight(shape: tuple[int, ...], last: bool, dtype: torch.dtype = torch.
 
 def packed(weight: Tensor, size: tuple[int, ...]) -> Tensor:
     return slice_pack(weight, size[0], size[1], size[2:])
-
-
-@pytest.fixture(params=["base", "avx2", "avx512"])
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    assert native.CPU is not None
-    if request.param not in native.CPU.supported_isas():
-        pytest.skip(f"this processor does not run {request.param}")
-    before = native.CPU.current_isa()
-    native.CPU.select_isa(request.param)
-    yield request.param
-    native.CPU.select_isa(before)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
