@@ -115,9 +115,7 @@ void for_each_vector(std::int64_t rows, std::int64_t columns, const Body& body) 
   const auto some_rows = [&](auto together, std::int64_t row) {
     std::int64_t column = 0;
     for (; column + lanes <= columns; column += lanes) body(together, Whole<T>{}, row, column);
-    if (column == columns) return;
-    // Not all rows together: a third of the code, and of the time to compile it, would be for this.
-    for (int u = 0; u < together.value; ++u) body(Int<1>{}, Part<T>{columns - column}, row + u, column);
+    if (column < columns) body(together, Part<T>{columns - column}, row, column);
   };
   std::int64_t row = 0;
   for (; row + kUnroll <= rows; row += kUnroll) some_rows(Int<kUnroll>{}, row);
