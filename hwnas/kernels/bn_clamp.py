@@ -203,7 +203,7 @@ def _native_backward(
     mean, variance = statistics
     needed = Wanted(False, wanted[:1], *wanted[1:], layout)
     norms = _norms(*affine, bounds.eps)
-    found = native_backward(grad.to(x.dtype), one, [x], (mean[None], variance[None]), norms, needed, bounds[1:])
+    found = native_backward(grad, one, [x], (mean[None], variance[None]), norms, needed, bounds[1:])
     grad_gamma, grad_beta = (None if each is None else each[0] for each in (found.gamma, found.beta))
     return found.tensors[0], grad_gamma, grad_beta
 

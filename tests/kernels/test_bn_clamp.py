@@ -274,3 +274,27 @@ def test_without_the_kernel_plain_pytorch() -> None:
 def test_errors_name_what_is_wrong(arguments: Any, options: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         bn_clamp(*arguments, **options)
+
+
+def test_a_backward_pass_without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case((3, 5, 6, 7))
+    out = case.run().out
+    expected = torch.autograd.grad(out, case.inputs, case.grad, retain_graph=True)
+    monkeypatch.setattr(native.CPU, "mixed_bn_sum_backward", None)
+    with native.disabled():
+        found = torch.autograd.grad(out, case.inputs, case.grad)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_the_reference_accumulates_in_float32() -> None:
+    x = (torch.randn(4, 3, 5, 5) + 100).bfloat16()
+    found, wide = bn_clamp_reference(x, eps=1e-3), bn_clamp_reference(x.float(), eps=1e-3)
+    assert torch.equal(found.out, wide.out.bfloat16())
+    assert torch.equal(found.mean, wide.mean)
+
+
+def test_no_variance_is_negative() -> None:
+    for eps in torch.logspace(-6, 0, 50).tolist():
+        for operation in (bn_clamp, bn_clamp_reference):
+            assert float(operation(torch.full((3, 2, 2), 3.0), eps=eps).variance.min()) >= 0

@@ -191,6 +191,13 @@ def test_pytorch_does_what_it_is_faster_at(
     assert dwconv2d(*leaves, padding=4, pre_relu=pre_relu).is_contiguous(memory_format=FORMATS[layout])
 
 
+def test_padding_by_name_with_a_stride_is_refused_as_by_conv2d() -> None:
+    x, weight, _ = arguments(larger=(0, 0, 0))
+    for operation in (dwconv2d, lambda x, w, **given: F.conv2d(x, w, groups=5, **given)):
+        with pytest.raises(RuntimeError, match="strided"):
+            operation(x, weight, stride=2, padding="same")
+
+
 def test_options_of_other_kinds_are_not_mistaken_for_known_ones() -> None:
     x, weight, bias = arguments(larger=(0, 0, 0))
     expected = dwconv2d(x, weight, bias, padding=1, stride=2)
