@@ -30,6 +30,8 @@ from hwnas.space import Sample
 
 REFERENCES = 6  # rows of earlier sessions that a new session measures again, to tell how far the machine drifted
 
+BETWEEN_SESSIONS = 0.01  # standard deviation by which a net differs from one session to the next, beyond the scale
+
 HELD_OUT = 10_000  # added to the seed of a profiler, it gives the members of its report
 
 
@@ -274,7 +276,7 @@ class OnnxRuntimeLatencyProfiler(Profiler):
             self._posterior = Posterior(prior, self._features(counts), latency - self.overhead_ms, stderr)
             fitted = self._features(np.eye(len(self._own))) @ self._posterior.mean
             self.relative_residual = float(np.sqrt(((self._posterior.left_out / latency) ** 2).mean()))
-            self._noise = float(np.median(stderr / latency))
+            self._noise = float(np.hypot(np.median(stderr / latency), BETWEEN_SESSIONS))
         self.cost_model = self._parts.add_up(fitted, constant=self.overhead_ms)
 
     def _rough_from(self, anchors: Sequence[Sample], anchor_keys: Sequence[str]) -> np.ndarray:

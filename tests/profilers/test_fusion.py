@@ -50,7 +50,7 @@ class Mixed(nn.ModelSpace):
             {"conv": nn.Conv2d(width, width, 3, padding=1), "pool": nn.AvgPool2d(3, 1, 1), "skip": nn.Identity()},
             label="right",
         )
-        self.join = nn.LayerChoice({"sum": Sum(), "cat": Both(width)}, label="join")
+        self.join = nn.LayerChoice({"sum": Sum(), "cat": Both(width), "norm": Twice(width)}, label="join")
         self.last = nn.Conv2d(width, 32, 3, stride=2, padding=1)
         self.head = nn.Linear(32, 10)
 
@@ -63,6 +63,19 @@ class Mixed(nn.ModelSpace):
 class Sum(nn.Module):
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         return a + b
+
+
+class Twice(nn.Module):
+    """A normalisation that cannot be folded, because something else reads the convolution."""
+
+    def __init__(self, width: Any) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, 1)
+        self.norm = nn.BatchNorm2d(width)
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        a = self.conv(a)
+        return self.norm(a).relu() + a + b
 
 
 class Both(nn.Module):
@@ -79,7 +92,7 @@ SPACES: dict[str, tuple[Callable[[], nn.ModelSpace], tuple[int, ...], int]] = {
     "cell": (lambda: NASBench201Space(channels=16, cells=2), (1, 3, 8, 8), 40),
     "narrow cell": (lambda: NASBench201Space(channels=8, cells=1), (2, 3, 8, 8), 20),
     "digits": (DigitsSpace, (2, 1, 8, 8), 20),
-    "mixed": (Mixed, (1, 3, 8, 8), 72),
+    "mixed": (Mixed, (1, 3, 8, 8), 108),
 }
 
 
