@@ -28,7 +28,7 @@ from hwnas.profilers.trace import Inputs
 from hwnas.profilers.traced_space import TracedSpace, traced
 from hwnas.space import Sample
 
-REFERENCES = 6  # rows of earlier sessions that a new session measures again, to tell how far the machine drifted
+REFERENCES = 12  # rows of earlier sessions that a new session measures again, to tell how far the machine drifted
 
 BETWEEN_SESSIONS = 0.01  # standard deviation by which a net differs from one session to the next, beyond the scale
 
@@ -214,13 +214,14 @@ class OnnxRuntimeLatencyProfiler(Profiler):
             raise ValueError("OnnxRuntimeLatencyProfiler: kernels are known from whole members; calibration is 0")
         self.anchors: list[Sample] = calibration_members(self._parts, space, calibration, seed)
         anchor_keys = [self._members.member(sample) for sample in self.anchors]
+        self._anchor_keys = frozenset(anchor_keys)
         self._ensure([*self._parts.keys, *anchor_keys])
         self._calibrate(self.anchors, anchor_keys)
 
     def _ensure(self, keys: Sequence[str]) -> None:
         """Measure what the store does not know yet, all of it in one session."""
         wanted = list(dict.fromkeys(keys))
-        known = self.store.lookup(wanted, self.device.key, self.target.key)
+        known = self._lookup([*wanted, *self._parts.keys, *self._anchor_keys])
         missing = [key for key in wanted if key not in known]
         # A space without parts has an empty run to be measured.
         if not missing and self.store.sessions(self.device.key, self.target.key):
@@ -231,8 +232,11 @@ class OnnxRuntimeLatencyProfiler(Profiler):
                 f"{self.device.cpu_model}, {self._members.name(missing[0])} among them. The folder was prepared for "
                 "another space, another input, or with other `calibration` and `seed`; prepare and run it again"
             )
-        # Rows of different sessions are comparable only through what was measured in both.
-        references = sorted(known, key=lambda key: known[key].stderr_ms / known[key].latency_ms)[:REFERENCES]
+        # Rows of different sessions are comparable only through what was measured in both: whole members rather than
+        # parts, then what is known best.
+        references = sorted(
+            known, key=lambda key: (key not in self._anchor_keys, known[key].stderr_ms / known[key].latency_ms)
+        )[:REFERENCES]
         workloads = self._members.workloads([*missing, *references], self.target, self._progress)
         record = functools.partial(self.store.record, self.device, self.target)
         result = measure(

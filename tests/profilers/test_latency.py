@@ -400,6 +400,18 @@ def test_only_what_is_missing_is_measured_and_put_on_the_scale_of_before(install
         assert profiler.profile(sample) == pytest.approx(truth, rel=1e-6), sample
 
 
+def test_members_measured_later_are_put_on_the_scale_of_the_calibration(install: Callable[..., Machine]) -> None:
+    machine = install()
+    space = Net()
+    profiler = OnnxRuntimeLatencyProfiler(space, X, calibration=3)
+    machine.speed = 1.1  # the machine has become slower, all of it alike
+    sample = next(sample for sample in space.grid() if sample not in profiler.anchors)
+    (found,) = profiler.measure([sample])
+    assert found.latency_ms == pytest.approx(OVERHEAD + 1e-5 * macs_of(space.freeze(sample)), rel=1e-6)
+    assert len(machine.calls[1]) <= 1 + REFERENCES
+    assert set(machine.calls[0]) >= set(machine.calls[1][1:])
+
+
 def test_a_damaged_store_is_told_and_not_overwritten(install: Callable[..., Machine], tmp_path: Path) -> None:
     install()
     path = tmp_path / "store.sqlite"
