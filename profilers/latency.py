@@ -30,6 +30,8 @@ from hwnas.space import Sample
 
 REFERENCES = 12  # rows of earlier sessions that a new session measures again, to tell how far the machine drifted
 
+VISITS = 30  # of each net at least, if time allows: the standard error of fewer says too little about the next session
+
 BETWEEN_SESSIONS = 0.01  # standard deviation by which a net differs from one session to the next, beyond the scale
 
 HELD_OUT = 10_000  # added to the seed of a profiler, it gives the members of its report
@@ -244,6 +246,7 @@ class OnnxRuntimeLatencyProfiler(Profiler):
             self.target,
             budget_s=min(self.budget_s, 3.0 + 1.5 * len(workloads)),
             relative_error=self.relative_error,
+            min_visits=VISITS,
             floor_ms=self.store.canary_floor_ms(self.device.key, self.target.key),
             seed=self.seed,
             anchors=references,
