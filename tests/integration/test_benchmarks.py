@@ -1,4 +1,4 @@
-"""The benchmarks of whole steps: all ways compute the same, and the page has the recorded figures."""
+"""The benchmarks: all ways of a step compute the same, and the pages have the recorded figures."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-FOLDER = Path(__file__).parents[2] / "benchmarks" / "kernels"
+FOLDER = Path(__file__).parents[2] / "benchmarks"
 
 
 @pytest.fixture(scope="module")
 def darts_step() -> dict[str, Any]:
-    return runpy.run_path(str(FOLDER / "darts_step.py"))
+    return runpy.run_path(str(FOLDER / "kernels" / "darts_step.py"))
 
 
 @pytest.mark.parametrize("autocast", [False, True])
@@ -31,6 +31,6 @@ def test_all_ways_of_a_darts_step_have_the_same_losses(darts_step: dict[str, Any
     assert all(first != second for _, (first, second) in run["losses"].values())
 
 
-def test_the_page_has_the_recorded_figures() -> None:
-    report = runpy.run_path(str(FOLDER / "report.py"))
-    assert report["is_up_to_date"](), "run python benchmarks/kernels/report.py"
+@pytest.mark.parametrize("script", ["kernels/report.py", "latency_report.py"])
+def test_pages_have_the_recorded_figures(script: str) -> None:
+    assert runpy.run_path(str(FOLDER / script))["is_up_to_date"](), f"run python benchmarks/{script}"

@@ -1,0 +1,81 @@
+"""Writes the figures of docs/latency.md from results/latency_prediction*.json.
+
+python benchmarks/latency_report.py
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from hwnas.atomic import write_text
+
+RESULTS = Path(__file__).parent / "results"
+FILES = ("latency_prediction.json", "latency_prediction_int8.json")
+PAGE = Path(__file__).parents[1] / "docs" / "latency.md"
+BEGIN, END = "<!-- figures: written by benchmarks/latency_report.py -->\n", "<!-- end of figures -->\n"
+
+SPACES = {
+    "mobile": "ProxylessNAS blocks, 96x96, batch 1",
+    "cell": "NAS-Bench-201, 32x32, batch 1",
+    "digits": "digits, 8x8, batches of 64",
+}
+ROWS = {
+    "hwnas": "hwnas",
+    "sum of parts": "parts without correction",
+    "multiply-adds, line": "multiply-adds, straight line",
+    "noise floor": "measured again",
+}
+HEAD = (
+    "| space | precision | predictor | Spearman | mean error | within 5 % | within 10 % | in the 90 % interval |",
+    "|---|---|---|---|---|---|---|---|",
+)
+
+
+def lines(record: dict[str, Any]) -> Iterator[str]:
+    """Yield the rows of one recording; figures of its seeds stand beside each other."""
+    precision = record["target"]["precision"]
+    for space, title in SPACES.items():
+        runs = [run for run in record["runs"] if run["space"] == space]
+        for row, predictor in ROWS.items() if runs else ():
+            found = [run["rows"][row] for run in runs]
+            first = (title, f"{precision}, {runs[0]['granularity']}") if row == "hwnas" else ("", "")
+            covered = [figures["coverage_90"] for figures in found]
+            cells = (
+                *first,
+                predictor,
+                ", ".join(f"{figures['spearman']:.3f}" for figures in found),
+                *(
+                    ", ".join(f"{figures[name]:.{digits}%}" for figures in found)
+                    for name, digits in (("mape", 1), ("within_5", 0), ("within_10", 0))
+                ),
+                "" if None in covered else ", ".join(f"{each:.0%}" for each in covered),
+            )
+            yield "| " + " | ".join(cells) + " |"
+        if runs:
+            spent, loads = [run["profiling_s"] for run in runs], [load for run in runs for load in run["load"]]
+            yield (
+                f"| | | profiling took {min(spent):.0f} to {max(spent):.0f} s, at a load of {min(loads):.1f} to "
+                f"{max(loads):.1f} | | | | | |"
+            )
+
+
+def page() -> tuple[str, str]:
+    """Return the page as it is, and with the recorded figures."""
+    before = PAGE.read_text()
+    head, rest = before.split(BEGIN)
+    tail = rest.split(END)[1]
+    records = [json.loads((RESULTS / file).read_text()) for file in FILES if (RESULTS / file).exists()]
+    rows = [row for record in records for row in lines(record)]
+    return before, head + BEGIN + "\n" + "\n".join([*HEAD, *rows]) + "\n\n" + END + tail
+
+
+def is_up_to_date() -> bool:
+    before, after = page()
+    return before == after
+
+
+if __name__ == "__main__":
+    write_text(PAGE, page()[1])
