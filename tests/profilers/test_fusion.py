@@ -33,7 +33,7 @@ class Mixed(nn.ModelSpace):
 
     def __init__(self) -> None:
         super().__init__()
-        width = nn.ValueChoice([12, 16, 24], label="width")
+        width = nn.ValueChoice([12, 16, 20], label="width")
         self.stem = nn.Sequential(nn.Conv2d(3, width, 3, padding=1), nn.ReLU6())
         self.left = nn.LayerChoice(
             {
