@@ -82,13 +82,6 @@ def darts_step(file: str, title: str) -> list[str]:
                 f"| {run['threads']} | {name} | {way['median_ms'] / 1e3:.2f} | {way['speedup_over_plain_nchw']:.2f} | "
                 f"{way['speedup_over_plain_of_this_layout']:.2f} | {peak} |"
             )
-    compiled = [
-        f"{way['first_steps_s'] / 60:.0f}"
-        for name, way in report["runs"][0]["ways"].items()
-        if name.startswith("compiled")
-    ]
-    if compiled:
-        lines += ["", f"torch.compile took {' and '.join(compiled)} minutes."]
     return [*lines, ""]
 
 
