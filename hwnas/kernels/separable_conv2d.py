@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hwnas.errors import UnsupportedError
-from hwnas.kernels import native
+from hwnas.kernels import convolution, native
 from hwnas.kernels.dwconv2d import dwconv2d
 from hwnas.kernels.layout import FORMATS, as_laid_out, layout_of
 from hwnas.kernels.library import LIBRARY
@@ -37,13 +37,8 @@ class _Options(NamedTuple):
 
     def out_size(self, x: Tensor, depthwise: Tensor) -> _Pair:
         """Return height and width of the output."""
-        sizes = [
-            (size + 2 * p - d * (k - 1) - 1) // s + 1
-            for size, k, s, p, d in zip(
-                x.shape[2:], depthwise.shape[2:], self.stride, self.padding, self.dilation, strict=True
-            )
-        ]
-        return sizes[0], sizes[1]
+        height, width = depthwise.shape[2:]
+        return convolution.Options((height, width), *self).out_size(x)
 
 
 def separable_conv2d(

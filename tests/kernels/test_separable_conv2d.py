@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -85,17 +85,6 @@ def check(
     for actual, leaf, wanted in zip(torch.autograd.grad(out, leaves, grad), leaves, expected_grads, strict=True):
         assert (actual.dtype, actual.shape) == (leaf.dtype, leaf.shape)
         close(actual, wanted)
-
-
-@pytest.fixture(params=["base", "avx2", "avx512"])
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    assert native.CPU is not None
-    if request.param not in native.CPU.supported_isas():
-        pytest.skip(f"this processor does not run {request.param}")
-    before = native.CPU.current_isa()
-    native.CPU.select_isa(request.param)
-    yield request.param
-    native.CPU.select_isa(before)
 
 
 @LAYOUTS
