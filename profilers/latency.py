@@ -275,7 +275,8 @@ class OnnxRuntimeLatencyProfiler(Profiler):
         if anchors:
             # A member that was drawn twice is no more evidence than one.
             distinct = dict(zip(anchor_keys, anchors, strict=True))
-            measured = [self._lookup(anchor_keys)[key] for key in distinct]
+            whole = self._lookup(anchor_keys)
+            measured = [whole[key] for key in distinct]
             latency = np.array([each.latency_ms for each in measured])
             stderr = np.array([each.stderr_ms for each in measured])
             counts = self._parts.counts(list(distinct.values()))
