@@ -17,6 +17,7 @@ from torch.nn.modules.module import _has_any_global_hook
 
 from hwnas.supernet.clamped_norm import clamp_bounds, run_clamped
 from hwnas.supernet.fused import DepthwiseConv2d, is_observed
+from hwnas.supernet.sharing import SharedResults
 
 
 class FusedSequential(nn.Sequential):
@@ -47,23 +48,32 @@ def modules_in_order(module: nn.Module) -> list[nn.Module]:
     return []
 
 
-def run_fused(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+def run_fused(
+    module: nn.Module, x: Any, shared: SharedResults | None = None, following: nn.Module | None = None
+) -> Any:
     """Call a module; neighbours in a sequence run as one.
 
     Parameters
     ----------
     module : torch.nn.Module
         A candidate.
-    *args, **kwargs
+    x : Any
         What it reads.
+    shared : SharedResults, optional
+        What others have computed of it.
+    following : torch.nn.Module, optional
+        What reads the output; None where nothing inside the candidate does.
     """
-    inside = modules_in_order(module)
-    if not inside or len(args) != 1 or kwargs or is_observed(module) or _has_any_global_hook():
-        return module(*args, **kwargs)
-    return run_in_order(inside, args[0])
+    if is_observed(module) or _has_any_global_hook():
+        return module(x)
+    if inside := modules_in_order(module):
+        return run_in_order(inside, x, shared, following)
+    return module(x) if shared is None else shared.run(module, x, following)
 
 
-def run_in_order(modules: Sequence[nn.Module], x: Any) -> Any:
+def run_in_order(
+    modules: Sequence[nn.Module], x: Any, shared: SharedResults | None = None, last: nn.Module | None = None
+) -> Any:
     """Call modules one after the other, neighbours as one where there is a kernel for both.
 
     Parameters
@@ -72,6 +82,10 @@ def run_in_order(modules: Sequence[nn.Module], x: Any) -> Any:
         As a `torch.nn.Sequential` without hooks holds them, while there are no hooks on all modules.
     x : Any
         Input of the first.
+    shared : SharedResults, optional
+        What others have computed of it.
+    last : torch.nn.Module, optional
+        What reads the output; None where nothing inside the candidate does.
     """
     position = 0
     while position < len(modules):
@@ -91,8 +105,9 @@ def run_in_order(modules: Sequence[nn.Module], x: Any) -> Any:
             x = run_clamped(module, x, bounds)
             position += 2
         else:
-            x = run_fused(module, x)
+            x = run_fused(module, x, shared, following if behind else last)
             position += 1
+        shared = None
     return x
 
 

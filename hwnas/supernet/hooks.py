@@ -29,6 +29,7 @@ from hwnas.supernet.mixed_layer import MixedLayer
 from hwnas.supernet.mixed_layer_norm import MixedLayerNorm
 from hwnas.supernet.mixed_linear import MixedLinear
 from hwnas.supernet.mixed_nas_bench_101_cell import MixedNasBench101Cell
+from hwnas.supernet.mixed_nas_bench_201_cell import take_over_nas_bench_201_cell
 from hwnas.supernet.mixed_parametrized import MixedParametrized
 from hwnas.supernet.mixed_repeat import MixedRepeat
 from hwnas.supernet.mixed_rms_norm import MixedRMSNorm
@@ -43,6 +44,7 @@ _log = logging.getLogger(__name__)
 DEFAULT_HOOKS: tuple[MutationHook, ...] = (
     take_over_sequence,
     take_over_depthwise,
+    take_over_nas_bench_201_cell,
     MixedLayer.mutate,
     MixedInput.mutate,
     MixedRepeat.mutate,

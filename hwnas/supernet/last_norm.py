@@ -12,6 +12,7 @@ from torch.nn.modules.module import _has_any_global_hook
 
 from hwnas.supernet.fused import is_observed
 from hwnas.supernet.fused_sequence import modules_in_order, run_in_order
+from hwnas.supernet.sharing import SharedResults
 
 
 class BeforeNorm(NamedTuple):
@@ -69,10 +70,21 @@ def whole_reason(candidate: nn.Module) -> str | None:
     return None
 
 
-def run_before_norm(candidate: nn.Module, x: Any) -> BeforeNorm:
-    """Run a candidate of which `whole_reason` says nothing, but for its last batch normalisation."""
+def run_before_norm(candidate: nn.Module, x: Any, shared: SharedResults | None = None) -> BeforeNorm:
+    """Run a candidate of which `whole_reason` says nothing, but for its last batch normalisation.
+
+    Parameters
+    ----------
+    candidate : torch.nn.Module
+        As `whole_reason` takes it.
+    x : Any
+        What it reads.
+    shared : SharedResults, optional
+        What others have computed of it.
+    """
     while modules := modules_in_order(candidate):
-        x = run_in_order(modules[:-1], x)
+        if len(modules) > 1:
+            x, shared = run_in_order(modules[:-1], x, shared, modules[-1]), None
         candidate = modules[-1]
     assert isinstance(candidate, _BatchNorm)
     return BeforeNorm(x, candidate)

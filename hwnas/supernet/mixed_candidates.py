@@ -16,6 +16,7 @@ from hwnas.supernet.mixture import Mixture
 
 if TYPE_CHECKING:
     from hwnas.supernet.candidate_norm import CandidateNorm
+    from hwnas.supernet.sharing import SharedResults
 
 
 class MixedCandidates(BaseSuperNetModule):
@@ -25,9 +26,12 @@ class MixedCandidates(BaseSuperNetModule):
     ----------
     norm : CandidateNorm, optional
         Normalises them first; see `normalise_candidates`.
+    shared : SharedResults, optional
+        Of the operations of a cell, during its forward pass; see `hwnas.supernet.sharing`.
     """
 
     norm: CandidateNorm | None = None
+    shared: SharedResults | None = None
 
     def named_candidates(self) -> dict[Any, list[nn.Module]]:
         """Return by its name what each candidate consists of."""
@@ -57,9 +61,11 @@ class MixedCandidates(BaseSuperNetModule):
 
     def run_one(self, mixture: Mixture, candidate: nn.Module, *args: Any, **kwargs: Any) -> Any:
         """Run an active candidate: up to its last batch normalisation where `mix` does that for all at once."""
-        if self.norm is not None and self.norm.takes_over(mixture, candidate) and len(args) == 1 and not kwargs:
-            return run_before_norm(candidate, *args)
-        return run_fused(candidate, *args, **kwargs)
+        if kwargs or len(args) != 1:
+            return candidate(*args, **kwargs)
+        if self.norm is not None and self.norm.takes_over(mixture, candidate):
+            return run_before_norm(candidate, args[0], self.shared)
+        return run_fused(candidate, args[0], self.shared)
 
     def mix(self, mixture: Mixture, candidates: Sequence[nn.Module], outputs: Sequence[Any]) -> Any:
         """Mix outputs, normalised where that was asked for.

@@ -17,7 +17,7 @@ from hwnas.supernet.base import BaseSuperNetModule
 from hwnas.supernet.mixed_candidates import MixedCandidates
 from hwnas.supernet.mixture import Mixture
 from hwnas.supernet.relaxation import Relaxation
-from hwnas.supernet.shared_pooling import SharedPooling
+from hwnas.supernet.sharing import sharing
 
 
 class MixedCell(BaseSuperNetModule, Cell, ChosenCell):  # the last one is what is left when it is frozen
@@ -32,21 +32,15 @@ class MixedCell(BaseSuperNetModule, Cell, ChosenCell):  # the last one is what i
       operations the result is therefore exactly the expectation, zeros standing for nodes that are not output.
 
     A layer behind the cell has weights for each node, not for each position in the concatenation; see
-    `hwnas.supernet.behind_cell`. Operations that are made by callables share the pooling of a node.
+    `hwnas.supernet.behind_cell`. Operations share poolings and ReLUs of a node.
     """
 
     _search_machinery = True
-    _pooling: SharedPooling | None = None  # during a forward pass
 
     def forward(self, *inputs: Tensor | Sequence[Tensor]) -> Any:
         """Run all nodes and merge them; see `ChosenCell.forward`."""
-        if torch.compiler.is_compiling():
+        with sharing(operation for node in self.ops for operation in node):  # type: ignore[attr-defined]
             return super().forward(*inputs)
-        self._pooling = SharedPooling()
-        try:
-            return super().forward(*inputs)
-        finally:
-            del self._pooling
 
     def own_mutables(self) -> Iterator[Mutable]:
         """Yield the number of loose ends."""
@@ -55,7 +49,7 @@ class MixedCell(BaseSuperNetModule, Cell, ChosenCell):  # the last one is what i
 
     def _read(self, selector: nn.Module, operation: nn.Module, states: list[Tensor]) -> Tensor:
         if isinstance(operation, MixedFactoryChoice):
-            result: Tensor = operation(states) if self._pooling is None else operation(states, self._pooling)
+            result: Tensor = operation(states)
             return result
         return super()._read(selector, operation, states)
 
@@ -159,15 +153,13 @@ class MixedFactoryChoice(MixedCandidates, FactoryChoice):
         """Return each candidate, by its name: one module for every input."""
         return {name: [self.candidate(name, source) for source in self.source.values] for name in self.names}
 
-    def forward(self, states: Sequence[Tensor], pooling: SharedPooling | None = None) -> Any:
+    def forward(self, states: Sequence[Tensor]) -> Any:
         """Run the active candidates on the active inputs, and mix their outputs.
 
         Parameters
         ----------
         states : sequence of Tensor
             The nodes that the operation may read.
-        pooling : SharedPooling, optional
-            What the operations of a cell have in common.
         """
         sources = self.relaxation.subset(self.source)
         if sources.weights is None:  # exactly one
@@ -177,8 +169,7 @@ class MixedFactoryChoice(MixedCandidates, FactoryChoice):
         for source in sources.values:
             with sources.where(source.__eq__):
                 active = [self.candidate(name, source) for name in names.values]
-                shared = active if pooling is None else [pooling.of(candidate) for candidate in active]
-                read.append(self.run(names, shared, states[source]))
+                read.append(self.run(names, active, states[source]))
         return sources.combine(read)
 
     def lower(self, sample: Sample, memo: dict[int, Any]) -> nn.Module:

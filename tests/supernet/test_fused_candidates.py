@@ -18,7 +18,6 @@ from hwnas.supernet import OneHot, Relaxation, Softmax, make_supernet, normalise
 from hwnas.supernet.candidate_norm import CandidateNorm
 from hwnas.supernet.last_norm import last_layer, whole_reason
 from hwnas.supernet.mixed_candidates import MixedCandidates
-from hwnas.supernet.shared_pooling import SharedPooling
 
 
 def conv_bn(**options: Any) -> torch.nn.Module:
@@ -359,80 +358,3 @@ def test_an_autocast_region_keeps_its_type() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert space(images()).dtype == torch.bfloat16
     assert space.layer["zero"].calls == 1
-
-
-# --- pooling ----------------------------------------------------------------------------------------------------------
-
-
-def pool(*_: int) -> torch.nn.Module:
-    return torch.nn.MaxPool2d(3, 1, 1)
-
-
-def average(*_: int) -> torch.nn.Module:
-    return torch.nn.AvgPool2d(3, 1, 1)
-
-
-def wide(*_: int) -> torch.nn.Module:
-    return torch.nn.MaxPool2d(5, 1, 2)
-
-
-class Cells(nn.ModelSpace):
-    def __init__(self) -> None:
-        super().__init__()
-        self.cell = nn.Cell(
-            {"max": pool, "average": average, "wide": wide}, num_nodes=2, num_ops_per_node=2, label="cell"
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.cell(x)
-
-
-@pytest.fixture
-def pools(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Return a list that grows with every maximum of 3 x 3 that is computed."""
-    calls: list[int] = []
-    forward = torch.nn.MaxPool2d.forward
-
-    def counted(self: torch.nn.MaxPool2d, x: Tensor) -> Any:
-        if self.kernel_size == 3:
-            calls.append(1)
-        return forward(self, x)
-
-    monkeypatch.setattr(torch.nn.MaxPool2d, "forward", counted)
-    return calls
-
-
-def test_the_operations_of_a_cell_share_their_pooling(pools: list[int]) -> None:
-    torch.manual_seed(0)
-    space, relaxation = searched(Cells())
-    x = images().requires_grad_()
-    y = space(x)
-    assert len(pools) == 2  # of the input and of the first node, which six operations read
-    found = torch.autograd.grad(y.square().sum(), [x, *relaxation.parameters()])
-    for part in space.modules():
-        if isinstance(part, torch.nn.MaxPool2d | torch.nn.AvgPool2d):
-            part.register_forward_hook(lambda *_: None)
-    again = space(x)
-    assert len(pools) == 2 + 6
-    expected = torch.autograd.grad(again.square().sum(), [x, *relaxation.parameters()])
-    torch.testing.assert_close(y, again)
-    for a, b in zip(found, expected, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
-
-
-def test_each_forward_pass_computes_its_own_pooling(pools: list[int]) -> None:
-    space, _ = searched(Cells())
-    x = images()
-    space(x)
-    x += torch.randn(x.shape)
-    torch.testing.assert_close(space(x), space(x.clone()))
-    assert len(pools) == 6
-    assert "_pooling" not in vars(space.cell)
-
-
-def test_a_tensor_that_changed_in_place_is_pooled_again() -> None:
-    shared, x = SharedPooling(), images()
-    first = shared.of(pool())(x)
-    assert shared.of(pool())(x) is first
-    x += torch.randn(x.shape)
-    assert torch.equal(shared.of(pool())(x), pool()(x))
