@@ -52,12 +52,18 @@ class MixedCandidates(BaseSuperNetModule):
         *args, **kwargs
             What they read.
         """
-        mixture, candidates = _without_zeros(mixture, candidates, args)
+        kept = nonzero_positions(mixture, [candidates], args)
+        if len(kept) < len(candidates):
+            mixture, candidates = part_of(mixture, kept), [candidates[k] for k in kept]
+        return self.mix(mixture, candidates, self.run_each(mixture, candidates, *args, **kwargs))
+
+    def run_each(self, mixture: Mixture, candidates: Sequence[nn.Module], *args: Any, **kwargs: Any) -> list[Any]:
+        """Run the active candidates on one input; see `run`."""
         outputs = []
         for name, candidate in zip(mixture.values, candidates, strict=True):
             with mixture.where(name.__eq__):
                 outputs.append(self.run_one(mixture, candidate, *args, **kwargs))
-        return self.mix(mixture, candidates, outputs)
+        return outputs
 
     def run_one(self, mixture: Mixture, candidate: nn.Module, *args: Any, **kwargs: Any) -> Any:
         """Run an active candidate: up to its last batch normalisation where `mix` does that for all at once."""
@@ -84,18 +90,35 @@ class MixedCandidates(BaseSuperNetModule):
         return self.norm(mixture, candidates, outputs)
 
 
-def _without_zeros(
-    mixture: Mixture, candidates: Sequence[nn.Module], args: Sequence[Any]
-) -> tuple[Mixture, Sequence[nn.Module]]:
-    """Leave out candidates that give out zeros, where the sum of the others is the same."""
-    kept = [k for k, candidate in enumerate(candidates) if not _is_zero(candidate)]
-    if mixture.weights is None or not 0 < len(kept) < len(candidates) or type(mixture) is not Mixture:
-        return mixture, candidates
-    if not all(isinstance(x, Tensor) and not torch.is_autocast_enabled(x.device.type) for x in args):
-        return mixture, candidates  # zeros may decide about the type of the sum
+def nonzero_positions(
+    mixture: Mixture, candidates: Sequence[Sequence[nn.Module]], inputs: Sequence[Any]
+) -> list[int]:
+    """Return which values of a mixture have to run: all, or those that give out more than zeros.
+
+    Parameters
+    ----------
+    mixture : Mixture
+        Of the names of candidates.
+    candidates : sequence of sequence of torch.nn.Module
+        Rows with one candidate for each name. One is left out where all rows have zeros.
+    inputs : sequence
+        What they read.
+    """
+    every = list(range(len(mixture.values)))
+    if mixture.weights is None or type(mixture) is not Mixture:
+        return every
+    kept = [k for k in every if not all(_is_zero(row[k]) for row in candidates)]
+    if not kept or not all(isinstance(x, Tensor) and not torch.is_autocast_enabled(x.device.type) for x in inputs):
+        return every  # zeros may decide about the type of the sum
+    return kept
+
+
+def part_of(mixture: Mixture, kept: Sequence[int]) -> Mixture:
+    """Return a mixture of some of the values, with the weights that they have."""
+    assert mixture.weights is not None
     # Slices, because a list of indices would have to be copied to the device.
     weights = torch.cat([mixture.weights[k : k + 1] for k in kept])
-    return Mixture([mixture.values[k] for k in kept], weights), [candidates[k] for k in kept]
+    return Mixture([mixture.values[k] for k in kept], weights)
 
 
 def _is_zero(candidate: nn.Module) -> bool:

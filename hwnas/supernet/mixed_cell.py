@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from hwnas.nn.cell_factory import FactoryChoice
 from hwnas.nn.freezing import freeze_module
 from hwnas.space import Mutable, MutableExpression, Sample
 from hwnas.supernet.base import BaseSuperNetModule
-from hwnas.supernet.mixed_candidates import MixedCandidates
+from hwnas.supernet.mixed_candidates import MixedCandidates, nonzero_positions, part_of
 from hwnas.supernet.mixture import Mixture
 from hwnas.supernet.relaxation import Relaxation
 from hwnas.supernet.sharing import sharing
@@ -165,12 +166,27 @@ class MixedFactoryChoice(MixedCandidates, FactoryChoice):
         if sources.weights is None:  # exactly one
             sources = self.relaxation.mixture(self.source[0])
         names = self.relaxation.mixture(self.choice)
+        if type(sources) is type(names) is Mixture and sources.weights is not None and names.weights is not None:
+            return self._run_all(sources, names, [states[source] for source in sources.values])
         read = []
         for source in sources.values:
             with sources.where(source.__eq__):
                 active = [self.candidate(name, source) for name in names.values]
                 read.append(self.run(names, active, states[source]))
         return sources.combine(read)
+
+    def _run_all(self, sources: Mixture, names: Mixture, inputs: Sequence[Tensor]) -> Any:
+        """Mix the outputs of all active candidates on all active inputs as one sum."""
+        rows = [[self.candidate(name, source) for name in names.values] for source in sources.values]
+        kept = nonzero_positions(names, rows, inputs)
+        if len(kept) < len(names.values):
+            names, rows = part_of(names, kept), [[row[k] for k in kept] for row in rows]
+        outputs = [output for row, x in zip(rows, inputs, strict=True) for output in self.run_each(names, row, x)]
+        assert sources.weights is not None
+        assert names.weights is not None
+        weights = torch.outer(sources.weights, names.weights).flatten()
+        joint = Mixture(list(itertools.product(sources.values, names.values)), weights)
+        return self.mix(joint, [candidate for row in rows for candidate in row], outputs)
 
     def lower(self, sample: Sample, memo: dict[int, Any]) -> nn.Module:
         """Freeze to the chosen candidate, with the weights that it has here."""

@@ -61,7 +61,7 @@ HWNAS_FOR_EACH_ISA(void mixed_bn_sum(const MixedBnSum& args, int threads);
 namespace cuda {
 
 // The addresses travel as kernel arguments, of which there is room for 4 KB.
-constexpr std::int64_t kMixedBnMaxCount = 32;
+constexpr std::int64_t kMixedBnMaxCount = 128;
 
 // Number of doubles in the workspace of each pass.
 std::int64_t mixed_bn_sum_workspace(DType dtype, std::int64_t outer, std::int64_t channels, std::int64_t inner,
