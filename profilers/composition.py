@@ -13,6 +13,8 @@ from hwnas.cost import CostModel
 from hwnas.errors import UnsupportedError
 from hwnas.nn import ModelSpace
 from hwnas.profilers.design import POOL, most_telling
+from hwnas.profilers.fusion import Fusion
+from hwnas.profilers.fusion_int8 import QuantisedFusion
 from hwnas.profilers.kernel_table import KernelTable
 from hwnas.profilers.latency_parts import LatencyParts, Members, random_members
 from hwnas.profilers.liveness import tensors_of
@@ -110,11 +112,15 @@ def adds_choices(trace: Trace) -> bool:
 
 
 def _kernels(space: ModelSpace, known: TracedSpace, members: Members, target: OrtTarget, here: bool) -> KernelTable:
-    if target.provider != CPU_PROVIDER or target.precision != "fp32" or target.optimization != "all" or not here:
+    if target.provider != CPU_PROVIDER or target.optimization != "all" or not here:
         raise UnsupportedError(
-            "fused kernels are known of fp32 models with all optimisations on the CPU of this machine only; take blocks"
+            "fused kernels are known of models with all optimisations on the CPU of this machine only; take blocks"
         )
-    table = KernelTable(space, known.traces, channel_block(target))
+    if len(known.traces) > 1:
+        raise UnsupportedError("fused kernels are known of spaces only that one symbolic run describes")
+    (trace,) = known.traces
+    quantised = target.precision == "int8"
+    table = KernelTable(space, QuantisedFusion(trace) if quantised else Fusion(trace, channel_block(target)))
     checked = random_members(space, _CHECKED, seed=0)
     for workload, sample in zip(
         members.workloads([members.member(each) for each in checked], target), checked, strict=True

@@ -14,6 +14,8 @@ POOL: Final = 400  # random members from which some are chosen
 # and an operator. Only the shares in a net matter, and of them only the order of magnitude.
 ELEMENT: Final = 4.0
 OPERATOR: Final = 50_000.0
+# An element that is averaged in integers, for want of vector instructions there.
+AVERAGED_INTEGER: Final = 40.0
 
 _SPREAD: Final = 0.1  # by which a group of coefficients is assumed to deviate
 _NOISE: Final = 0.02  # by which a net is assumed to deviate from what its coefficients say

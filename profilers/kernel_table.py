@@ -8,15 +8,15 @@ from collections.abc import Sequence
 import numpy as np
 
 from hwnas.cost import CostModel
-from hwnas.errors import UnsupportedError
 from hwnas.nn import ModelSpace
-from hwnas.profilers.design import rough_costs
-from hwnas.profilers.fusion import Fusion, Ints, Kernel
+from hwnas.profilers.design import AVERAGED_INTEGER, rough_costs
+from hwnas.profilers.fusion import Fusion
+from hwnas.profilers.kernel import Kernel
+from hwnas.profilers.member_graphs import Ints
 from hwnas.profilers.posterior import Array, Prior
 from hwnas.profilers.profiler import build_cost_model, domain_of
 from hwnas.profilers.symbols import hashable
 from hwnas.profilers.tables import Table, check_table_size
-from hwnas.profilers.trace import Trace
 from hwnas.space import Sample
 
 COMMON = 0.3  # how much of a typical net each common coefficient may explain, as a standard deviation
@@ -32,15 +32,13 @@ class KernelTable:
     ----------
     space : ModelSpace
         The space, before a strategy changes it.
-    traces : sequence of Trace
-        Of the space; one.
-    block : int
-        See `Fusion`.
+    fusion : Fusion
+        Finds the kernels of members, from the trace of the space.
 
     Raises
     ------
     UnsupportedError
-        When there are too many members, several traces, or operators whose fusion is not known.
+        When there are too many members, or operators whose fusion is not known.
 
     Attributes
     ----------
@@ -50,13 +48,10 @@ class KernelTable:
 
     keys: tuple[str, ...] = ()  # nothing is measured but whole members
 
-    def __init__(self, space: ModelSpace, traces: Sequence[Trace], block: int) -> None:
-        if len(traces) > 1:
-            raise UnsupportedError("fused kernels are known of spaces only that one symbolic run describes")
+    def __init__(self, space: ModelSpace, fusion: Fusion) -> None:
         self._space, self._domain = space, domain_of(space)
         sizes = [len(values) for values in self._domain.values()]
         check_table_size(sizes, self._domain)
-        fusion = Fusion(traces[0], block)
         grid = np.indices(sizes).reshape(len(sizes), -1)
         chunks = [self._count(fusion, grid[:, i : i + _CHUNK]) for i in range(0, grid.shape[1], _CHUNK)]
         self.kernels: list[Kernel] = fusion.kernels
@@ -96,7 +91,8 @@ class KernelTable:
 
     def rough(self) -> Array:
         """Return what kernels may take relative to each other before any net is measured."""
-        macs = np.array([kernel.macs for kernel in self.kernels], dtype=float)
+        slow = [AVERAGED_INTEGER if each.operator.endswith("QLinearAveragePool") else 1.0 for each in self.kernels]
+        macs = np.array([kernel.macs for kernel in self.kernels]) * slow
         traffic = np.array([kernel.traffic for kernel in self.kernels], dtype=float)
         return rough_costs(macs, traffic) if len(self.kernels) else np.zeros(0)
 

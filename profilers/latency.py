@@ -135,7 +135,7 @@ class OnnxRuntimeLatencyProfiler(Profiler):
     granularity : {"auto", "blocks", "kernels"}, default "auto"
         What members are sums of: parts of the space that are measured alone, or the fused kernels of each member, which
         are learnt from the whole members. With ``auto`` kernels, where what several choices return is added up and
-        where the kernels can be known: up to 200,000 members, common operators, fp32 on the CPU of this machine.
+        where the kernels can be known: up to 200,000 members, common operators, on the CPU of this machine.
     seed : int, default 0
         Of the order of measuring and of the whole members.
     results : path-like, optional

@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import onnxruntime
 
-from hwnas.profilers.fusion import Kernel
+from hwnas.profilers.fusion_int8 import TO_FIRST, TO_LAST
+from hwnas.profilers.kernel import Kernel
 from hwnas.profilers.target import OrtTarget
 
 if TYPE_CHECKING:
     import onnx
 
-_WINDOWED: Final = ("Conv", "FusedConv", "AveragePool", "MaxPool")
+_CONVOLUTIONS: Final = ("Conv", "FusedConv", "QLinearConv")
+_WINDOWED: Final = (*_CONVOLUTIONS, "AveragePool", "MaxPool", "QLinearAveragePool", "NhwcMaxPool")
 _BLOCKED: Final = "com.microsoft.nchwc"
 
 
@@ -75,15 +77,30 @@ def kernels_of(model: bytes, target: OrtTarget) -> Counter[Kernel]:
     found: Counter[Kernel] = Counter()
     for node in graph.node:
         attributes = {each.name: helper.get_attribute_value(each) for each in node.attribute}
-        read = [shapes[name] for name in node.input if name]
+        operands = _operands(node)
+        if node.op_type == "QLinearAdd":
+            operands.sort(key=weights.__contains__)  # an addend that is a weight may lie with channels last
+        read = [shapes[name] for name in operands]
         shape = _output_shape(node.op_type, read, attributes)
         entered = node.op_type == "ReorderInput"
         filled = (shape[0], -(-shape[1] // block) * block, *shape[2:]) if entered else shape
         shapes.update(dict.fromkeys(node.output, filled))
-        constant = node.op_type == "Add" and not weights.isdisjoint(node.input)
-        added = sum(name not in weights for name in node.input) > 1
+        constant = node.op_type in ("Add", "QLinearAdd") and not weights.isdisjoint(operands)
+        added = node.op_type in _CONVOLUTIONS and sum(name not in weights for name in operands) > 1
         found[_kernel(node, read, shape, attributes, added, constant)] += 1
     return found
+
+
+def _operands(node: onnx.NodeProto) -> list[str]:
+    """Return what a node reads, without scales and zero points."""
+    operator = node.op_type
+    if operator == "QLinearConcat":
+        return list(node.input[2::3])
+    if operator in ("QLinearConv", "QLinearAdd", "QGemm"):
+        return [node.input[0], node.input[3]]
+    if operator.startswith(("QLinear", "Quantize", "Dequantize")):
+        return [node.input[0]]
+    return [name for name in node.input if name]
 
 
 def _kernel(
@@ -96,19 +113,33 @@ def _kernel(
 ) -> Kernel:
     operator, first = node.op_type, read[0]
     stride = next(iter(attributes.get("strides", [1])))
-    if operator in ("Conv", "FusedConv"):
-        operator = "Conv" if node.domain == _BLOCKED else "plain Conv"
-        window, groups = (*read[1][2:], stride), attributes.get("group", 1)
+    if operator == "Transpose":
+        return Kernel(TO_LAST if attributes["perm"][1] == 2 else TO_FIRST, (), 1, first, first[1])
+    if _is_plain(node, attributes):
+        operator = f"plain {operator}"
+    if node.op_type in _CONVOLUTIONS:
+        operator, window, groups = operator.replace("Fused", ""), (*read[1][2:], stride), attributes.get("group", 1)
         return Kernel(operator, window, groups, first, shape[1], bool(attributes.get("activation")), added)
-    if operator in _WINDOWED:
+    if node.op_type in _WINDOWED:
         return Kernel(operator, (*attributes["kernel_shape"], stride), 1, first, shape[1])
-    if operator in ("ReduceMean", "Gemm"):
-        return Kernel(operator, (), 1, first, shape[1])
-    return Kernel(operator, (), 1, shape, shape[1], constant=constant)
+    reduces = node.op_type in ("ReduceMean", "QLinearGlobalAveragePool", "Gemm", "QGemm")
+    return Kernel(operator, (), 1, first if reduces else shape, shape[1], constant=constant)
+
+
+def _is_plain(node: onnx.NodeProto, attributes: dict[str, Any]) -> bool:
+    """Tell whether an operator that may run in another layout has its channels second and not in blocks."""
+    if node.op_type in ("Conv", "FusedConv"):
+        return bool(node.domain != _BLOCKED)
+    if node.op_type == "QLinearConcat":
+        return bool(attributes["axis"] == 1)
+    return node.op_type.startswith("QLinear") and attributes.get("channels_last") == 0
 
 
 def _output_shape(operator: str, read: Sequence[tuple[int, ...]], attributes: dict[str, Any]) -> tuple[int, ...]:
-    """Return the shape of what a node returns; ONNX does not infer it behind operators of ONNX Runtime."""
+    """Return the shape of what a node returns, with channels second whatever the layout.
+
+    ONNX does not infer it behind operators of ONNX Runtime.
+    """
     first = read[0]
     if operator in _WINDOWED:
         window = read[1][2:] if "Conv" in operator else attributes["kernel_shape"]
@@ -122,10 +153,12 @@ def _output_shape(operator: str, read: Sequence[tuple[int, ...]], attributes: di
         return (first[0], read[1][0] if "Conv" in operator else first[1], *sizes)
     if operator == "ReorderOutput":
         return (first[0], attributes["channels"], *first[2:])
-    if operator == "Concat":
+    if operator in ("Concat", "QLinearConcat"):
         return (first[0], sum(each[1] for each in read), *first[2:])
-    if operator == "Gemm":
+    if operator in ("Gemm", "QGemm"):
         return (first[0], read[1][0 if attributes.get("transB") else 1])
-    if operator == "ReduceMean":
+    if operator == "QLinearGlobalAveragePool":
+        return (*first[:2], 1, 1)
+    if operator in ("ReduceMean", "Flatten"):
         return first[:2]
     return max(read, key=len)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,8 @@ from hwnas.hub import DigitsSpace
 from hwnas.hub.nas_bench_201 import OPERATIONS, NASBench201Space
 from hwnas.profilers import LatencyStore, Measurement, OnnxRuntimeLatencyProfiler, OrtTarget, SessionResult, Workload
 from hwnas.profilers.composition import adds_choices
-from hwnas.profilers.fusion import Fusion, Kernel
+from hwnas.profilers.fusion import Fusion
+from hwnas.profilers.kernel import Kernel
 from hwnas.profilers.kernel_table import KernelTable
 from hwnas.profilers.optimised import channel_block, kernels_of, optimised_graph
 from hwnas.profilers.profiler import domain_of
@@ -112,7 +113,7 @@ def test_kernels_are_those_that_onnx_runtime_runs(name: str) -> None:
 
 def test_without_a_blocked_layout_only_activations_are_fused() -> None:
     space, x = Mixed(), torch.randn(1, 3, 8, 8)
-    table = KernelTable(space, TracedSpace(space, x).traces, 0)
+    table = KernelTable(space, Fusion(TracedSpace(space, x).traces[0], 0))
     target = OrtTarget(optimization="extended")
     assert channel_block(target) == 0
     for sample in list(space.grid())[::7]:
@@ -149,7 +150,7 @@ def test_sizes_of_a_kernel() -> None:
 
 def test_the_cost_of_a_member_is_that_of_its_kernels() -> None:
     space = Mixed()
-    table = KernelTable(space, TracedSpace(space, torch.randn(1, 3, 8, 8)).traces, 16)
+    table = KernelTable(space, Fusion(TracedSpace(space, torch.randn(1, 3, 8, 8)).traces[0], 16))
     costs = np.random.default_rng(0).uniform(0.1, 1, len(table.kernels))
     model = table.add_up(costs, constant=2.0)
     for sample in space.grid():
@@ -176,9 +177,11 @@ def test_an_operator_whose_fusion_is_not_known_is_named() -> None:
 class Cells(nn.ModelSpace):
     """Cells with fewer operations than those of NAS-Bench-201; 729 members."""
 
+    operations: Sequence[str] = ("none", "skip_connect", "nor_conv_3x3")
+
     def __init__(self) -> None:
         super().__init__()
-        operations = {name: OPERATIONS[name] for name in ("none", "skip_connect", "nor_conv_3x3")}
+        operations = {name: OPERATIONS[name] for name in self.operations}
         self.stem = nn.Conv2d(3, 16, 3, padding=1)
         self.body = nn.Sequential(*(nn.NasBench201Cell(operations, 16, 16, label="cell") for _ in range(3)))
         self.head = nn.Linear(16, 10)
@@ -267,7 +270,7 @@ def test_what_is_fused_otherwise_is_measured_in_blocks(monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize(
     ("target", "calibration", "error"),
-    [(OrtTarget(precision="int8"), 3, UnsupportedError), (OrtTarget(), 0, ValueError)],
+    [(OrtTarget(optimization="basic"), 3, UnsupportedError), (OrtTarget(), 0, ValueError)],
 )
 def test_kernels_are_refused_where_they_are_not_known(
     target: OrtTarget, calibration: int, error: type[Exception]
