@@ -90,9 +90,7 @@ class MixedCandidates(BaseSuperNetModule):
         return self.norm(mixture, candidates, outputs)
 
 
-def nonzero_positions(
-    mixture: Mixture, candidates: Sequence[Sequence[nn.Module]], inputs: Sequence[Any]
-) -> list[int]:
+def nonzero_positions(mixture: Mixture, candidates: Sequence[Sequence[nn.Module]], inputs: Sequence[Any]) -> list[int]:
     """Return which values of a mixture have to run: all, or those that give out more than zeros.
 
     Parameters

@@ -10,9 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
-from torch.nn.modules.module import _has_any_global_hook
-
-from hwnas.supernet.fused import is_observed
 
 # What decides about the output, besides the input.
 _ARGUMENTS: dict[type[nn.Module], tuple[str, ...]] = {
@@ -34,8 +31,8 @@ class SharedResults:
         Parameters
         ----------
         module : torch.nn.Module
-            Only results of `torch.nn.MaxPool2d`, `torch.nn.AvgPool2d` and `torch.nn.ReLU` are shared, and only where
-            nothing watches the module. A ReLU must not work in place.
+            Nothing may watch it. Only results of `torch.nn.MaxPool2d`, `torch.nn.AvgPool2d` and `torch.nn.ReLU` are
+            shared, of the latter unless it works in place.
         x : Any
             What it reads.
         following : torch.nn.Module, optional
@@ -52,9 +49,7 @@ class SharedResults:
 
 
 def _may_be_shared(module: nn.Module, x: Any, following: nn.Module | None) -> bool:
-    if type(module) not in _ARGUMENTS or not isinstance(x, Tensor) or is_observed(module) or _has_any_global_hook():
-        return False
-    if getattr(module, "inplace", False):
+    if type(module) not in _ARGUMENTS or not isinstance(x, Tensor) or getattr(module, "inplace", False):
         return False
     return following is None or isinstance(following, _ConvNd | _BatchNorm)
 

@@ -13,6 +13,7 @@ import hwnas.nn as nn
 from hwnas.hub import NASBench201Space
 from hwnas.supernet import OneHot, Softmax, make_supernet, normalise_candidates
 from hwnas.supernet.fused_sequence import run_fused
+from hwnas.supernet.last_norm import run_before_norm
 from hwnas.supernet.sharing import SharedResults
 
 CHANNELS = 3
@@ -183,6 +184,23 @@ def test_what_the_candidate_may_change_is_not_shared(make: Callable[[], torch.nn
     expected = candidate(x.clone())
     for _ in range(2):
         torch.testing.assert_close(run_fused(candidate, x, shared), expected)
+
+
+def test_what_a_later_part_may_change_is_not_shared_before_a_normalisation_that_is_left_out() -> None:
+    shared, x = SharedResults(), images()
+    norm = torch.nn.BatchNorm2d(CHANNELS)
+    candidate = torch.nn.Sequential(pool(), torch.nn.Sequential(InPlace(), norm))
+    for _ in range(2):
+        before = run_before_norm(candidate, x, shared)
+        assert before.norm is norm
+        assert torch.equal(before.y, pool()(x) + 1)
+
+
+def test_results_inside_a_candidate_are_not_kept() -> None:
+    shared = SharedResults()
+    run_fused(torch.nn.Sequential(conv(), conv(), torch.nn.Sequential(pool())), images(), shared)
+    run_before_norm(torch.nn.Sequential(torch.nn.Conv2d(CHANNELS, CHANNELS, 1), conv()), images(), shared)
+    assert len(shared._done) == 1
 
 
 def test_a_rectifier_that_works_in_place_is_not_shared() -> None:
