@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import numpy as np
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from hwnas.errors import UnsupportedError
-from hwnas.profilers.profiler import masked
-from hwnas.profilers.symbols import SymbolTable
-from hwnas.profilers.tables import Table, combined, conjunction
+from hwnas.profilers.logic import ALWAYS
+from hwnas.profilers.tables import Table
 from hwnas.profilers.trace import Join, OpCall, Trace, storage_of
 from hwnas.supernet import MixedInput
 
-_ALWAYS = Table((), np.asarray(True))
 INPUT = "input"
 
 
@@ -62,8 +59,8 @@ def allocations_of(trace: Trace) -> list[Allocation]:
                 f"InputChoice {module.label!r}: memory is not known for a choice of any number of inputs, since every "
                 "number of them writes other intermediate sums; give it n_chosen"
             )
-    ledger = _Ledger(trace.symbols)
-    here = conjunction(trace.conditions)
+    ledger = _Ledger(trace)
+    here = trace.logic.all(trace.conditions)
     for tensor in trace.inputs:
         ledger.allocate(tensor, INPUT, here, -1)
     for step, event in enumerate(trace.timeline):
@@ -79,21 +76,23 @@ def allocations_of(trace: Trace) -> list[Allocation]:
 class _Ledger:
     """Knows for the storage of every tensor what it may be: allocations, each with a condition."""
 
-    def __init__(self, symbols: SymbolTable) -> None:
+    def __init__(self, trace: Trace) -> None:
         self.allocations: list[Allocation] = []
-        self._symbols = symbols
+        self._symbols = trace.symbols
+        self._logic = trace.logic
         self._known: dict[int, list[tuple[Allocation, Table]]] = {}
 
     def allocate(self, tensor: Tensor, name: str, where: Table, step: int) -> None:
-        size = Table((), np.asarray(tensor.element_size()))
+        # Sizes that vary one by one: the product of all may have too many symbols for one table.
+        size = self._symbols.evaluate(tensor.element_size())
         for extent in tensor.shape:
-            size = combined(np.multiply, [size, self._symbols.evaluate(extent)])
-        made = Allocation(name, masked(size, [where]), where, step)
+            size = self._logic.product([size, self._symbols.evaluate(extent)])
+        made = Allocation(name, self._logic.masked(size, [where]), where, step)
         self.allocations.append(made)
-        self._known[storage_of(tensor)] = [(made, _ALWAYS)]
+        self._known[storage_of(tensor)] = [(made, ALWAYS)]
 
     def run(self, call: OpCall, step: int) -> None:
-        where = conjunction(call.conditions)
+        where = self._logic.all(call.conditions)
         read = [leaf for leaf in pytree.tree_leaves((call.args, call.kwargs)) if isinstance(leaf, Tensor)]
         for tensor in read:
             self.use(tensor, step, where)
@@ -107,13 +106,13 @@ class _Ledger:
 
     def join(self, join: Join) -> None:
         self._known[storage_of(join.result)] = [
-            (allocation, conjunction([condition, when]))
+            (allocation, self._logic.all([condition, when]))
             for (source, _), when in zip(join.sources, join.chosen, strict=True)
             for allocation, condition in self._known.get(storage_of(source), [])
         ]
 
     def use(self, tensor: Tensor, step: int, where: Table) -> None:
         for allocation, condition in self._known.get(storage_of(tensor), []):
-            when = conjunction([where, condition])
+            when = self._logic.all([where, condition])
             if when.values.any():
                 allocation.uses.append((step, when))

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from hwnas.profilers.tables import Table, conjunction, disjunction
+from hwnas.profilers.logic import ALWAYS, NEVER
+from hwnas.profilers.tables import Table
 from hwnas.profilers.trace import Join, Trace, storage_of
 
 
@@ -25,24 +25,21 @@ def drop_dead_ends(trace: Trace) -> None:
     for event, storages in zip(trace.timeline, written, strict=True):
         if isinstance(event, Join) or not event.operator.is_view:
             computed |= storages
-    needed: dict[int, Table] = {storage_of(tensor): Table((), np.asarray(True)) for tensor in trace.outputs}
-    never = Table((), np.asarray(False))
+    logic = trace.logic
+    needed: dict[int, Table] = {storage_of(tensor): ALWAYS for tensor in trace.outputs}
     called: dict[int, dict[int, Table]] = {}
 
     def need(storage: int, when: Table) -> None:
-        known = needed.setdefault(storage, when)
-        if known is not when:  # a chain of operators hands one table on
-            needed[storage] = disjunction([known, when])
+        needed[storage] = logic.any([needed[storage], when]) if storage in needed else when
 
     for position in reversed(range(len(trace.timeline))):
         event = trace.timeline[position]
         if isinstance(event, Join):
-            when = needed.get(storage_of(event.result), never)
+            when = needed.get(storage_of(event.result), NEVER)
             for source, condition in event.sources:
-                need(storage_of(source), when if condition is None else conjunction([when, condition]))
+                need(storage_of(source), when if condition is None else logic.all([when, condition]))
             continue
-        reached = [needed[storage] for storage in written[position] if storage in needed]
-        when = reached[0] if len(reached) == 1 else disjunction(reached)
+        when = logic.any(needed[storage] for storage in written[position] if storage in needed)
         for storage in _storages((event.args, event.kwargs)) & computed:
             need(storage, when)
         if when.labels or not when.values:
@@ -52,8 +49,7 @@ def drop_dead_ends(trace: Trace) -> None:
             called.setdefault(caller, {})[id(when)] = when
             caller = trace.modules[caller].caller
     trace.modules = [
-        replace(call, needed=disjunction(called[index].values()) if index in called else never)
-        for index, call in enumerate(trace.modules)
+        replace(call, needed=logic.any(called.get(index, {}).values())) for index, call in enumerate(trace.modules)
     ]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from hwnas.nn import ModelSpace
 from hwnas.profilers.macs import FORMULAS, Formula, is_free
-from hwnas.profilers.profiler import Profiler, build_cost_model, masked
+from hwnas.profilers.profiler import Profiler, build_cost_model
 from hwnas.profilers.trace import Inputs
 from hwnas.profilers.traced_space import TracedSpace, traced
 
@@ -63,7 +63,7 @@ class FlopsProfiler(Profiler):
                 count = known.get(call.operator.overloadpacket)
                 if count is not None:
                     macs = trace.symbols.evaluate(count(*call.args, **call.kwargs, output=call.output))
-                    parts.append((call.module, masked(macs, call.conditions)))
+                    parts.append((call.module, trace.logic.masked(macs, call.conditions)))
                 elif not is_free(call.operator):
                     self.uncounted[str(call.operator)] += 1
         super().__init__(build_cost_model(space, parts, unit="MACs"))

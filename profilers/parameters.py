@@ -11,9 +11,10 @@ from torch import nn
 
 from hwnas.nn import ModelSpace
 from hwnas.nn.parametrized import expressions_in, map_argument
-from hwnas.profilers.profiler import Profiler, build_cost_model, masked
+from hwnas.profilers.logic import ALWAYS
+from hwnas.profilers.profiler import Profiler, build_cost_model
 from hwnas.profilers.symbols import tabulate
-from hwnas.profilers.tables import MAX_DENSE, Table, combined, conjunction, disjunction
+from hwnas.profilers.tables import MAX_DENSE, Table, combined
 from hwnas.profilers.trace import Inputs, Trace
 from hwnas.profilers.traced_space import TracedSpace, traced
 from hwnas.space import MutableExpression
@@ -39,20 +40,22 @@ class NumParamsProfiler(Profiler):
 
 def _parts(trace: Trace) -> list[tuple[str, Table]]:
     held = _held(trace)
+    logic = trace.logic
     parts: list[tuple[str, Table]] = []
     # A parameter that several modules share is there when any of them is, and counts once.
     owners: dict[int, list[Table]] = {}
     sizes: dict[int, tuple[str, int]] = {}
     for name, module in trace.space.named_modules():
         if isinstance(module, MixedOperation):
-            parts.append((name, masked(_sliced_size(module), [*trace.conditions, disjunction(held[id(module)])])))
+            parts.append((name, logic.masked(_sliced_size(module), [*trace.conditions, logic.any(held[id(module)])])))
             continue
         for parameter in module._parameters.values():
             if parameter is not None and id(module) in held:
                 owners.setdefault(id(parameter), []).extend(held[id(module)])
                 sizes[id(parameter)] = (name, parameter.numel())
     for key, (name, size) in sizes.items():
-        parts.append((name, masked(Table((), np.asarray(size)), [*trace.conditions, disjunction(owners[key])])))
+        number = trace.symbols.evaluate(size)
+        parts.append((name, logic.masked(number, [*trace.conditions, logic.any(owners[key])])))
     return parts
 
 
@@ -62,11 +65,16 @@ def _held(trace: Trace) -> dict[int, list[Table]]:
     A member holds the module that was chosen and the first blocks, whether it calls them or not. What a primitive
     of another kind keeps is not known, so there members hold what they call.
     """
+    logic = trace.logic
     names = {id(module): name for name, module in trace.space.named_modules()}
     called: dict[str, list[Table]] = {}
     for call in trace.modules:
-        called.setdefault(call.module, []).append(conjunction(call.conditions))
+        called.setdefault(call.module, []).append(logic.all(call.conditions))
     held: dict[int, list[Table]] = {}
+
+    def where(table: Table, holds: Callable[[Any], bool]) -> Table:
+        values = np.array([bool(holds(value)) for value in table.values.flat]).reshape(table.values.shape)
+        return logic.same(Table(table.labels, values))
 
     def visit(module: nn.Module, here: Table) -> None:
         held.setdefault(id(module), []).append(here)
@@ -77,30 +85,25 @@ def _held(trace: Trace) -> dict[int, list[Table]]:
             for name in module.names:
                 visit(
                     module.candidate(name),
-                    conjunction([here, _where(choice, name.__eq__)]),
+                    logic.all([here, where(choice, name.__eq__)]),
                 )
         elif isinstance(module, MixedFactoryChoice):
             choice, source = tabulate(module.choice), tabulate(module.source[0])
             for name, read in itertools.product(module.names, module.source.values):
-                chosen = [_where(choice, name.__eq__), _where(source, read.__eq__)]
-                visit(module.candidate(name, read), conjunction([here, *chosen]))
+                chosen = [where(choice, name.__eq__), where(source, read.__eq__)]
+                visit(module.candidate(name, read), logic.all([here, *chosen]))
         elif isinstance(module, MixedRepeat) and isinstance(module.depth, MutableExpression):
             depth = tabulate(module.depth)
             for index, block in enumerate(module.blocks):
-                visit(block, conjunction([here, _where(depth, index.__lt__)]))
+                visit(block, logic.all([here, where(depth, index.__lt__)]))
         else:
             known = not isinstance(module, BaseSuperNetModule) or isinstance(module, MixedRepeat)
             for child in module.children():
                 by_call = None if known else called.get(names[id(child)])
-                visit(child, here if by_call is None else disjunction(by_call))
+                visit(child, here if by_call is None else logic.any(by_call))
 
-    visit(trace.space, Table((), np.asarray(True)))
+    visit(trace.space, ALWAYS)
     return held
-
-
-def _where(table: Table, holds: Callable[[Any], bool]) -> Table:
-    values = np.array([bool(holds(value)) for value in table.values.flat]).reshape(table.values.shape)
-    return Table(table.labels, values)
 
 
 def _sliced_size(module: MixedOperation) -> Table:

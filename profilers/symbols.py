@@ -179,6 +179,7 @@ class SymbolTable:
         self._tables: dict[sympy.Symbol, Table] = {}
         self._made: dict[tuple[Any, ...], Size] = {}
         self._evaluated: dict[Any, Table] = {}
+        self._constants: dict[int, Table] = {}
 
     def size(self, table: Table, hint: int) -> Size:
         """Return the symbol of an integer quantity.
@@ -235,7 +236,7 @@ class SymbolTable:
             Without labels when it is constant.
         """
         if type(size) is int:
-            return Table((), np.asarray(size))
+            return self._constants.setdefault(size, Table((), np.asarray(size)))
         expression = size.node.expr if isinstance(size, torch.SymInt | torch.SymBool) else sympy.sympify(size)
         if expression not in self._evaluated:
             self._evaluated[expression] = self._evaluate(expression)

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from hwnas.nn import ModelSpace
+from hwnas.profilers.logic import Logic
 from hwnas.profilers.symbols import SymbolTable
 from hwnas.profilers.tables import Table
 from hwnas.space import Sample
@@ -97,6 +98,8 @@ class Trace:
     ----------
     symbols : SymbolTable
         Turns sizes into tables.
+    logic : Logic
+        Combines conditions.
     space : ModelSpace
         The traced copy of the space.
     conditions : tuple of Table
@@ -120,6 +123,7 @@ class Trace:
     """
 
     symbols: SymbolTable
+    logic: Logic
     space: ModelSpace
     conditions: tuple[Table, ...] = ()
     fixed: Sample = field(default_factory=dict)

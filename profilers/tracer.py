@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from hwnas.errors import UnsupportedError
 from hwnas.nn import ModelSpace
+from hwnas.profilers.alike import structure_of
+from hwnas.profilers.logic import ALWAYS, Logic
 from hwnas.profilers.symbols import SymbolTable, listed_values, tabulate
 from hwnas.profilers.tables import Table, combined, holds_always
 from hwnas.profilers.trace import Join, OpCall
@@ -33,13 +35,41 @@ class TracedMixture(Mixture):
     @contextmanager
     def where(self, active: Callable[[Any], bool]) -> Iterator[None]:
         """Record what runs inside under the condition that the decision is `active`."""
-        holds = np.array([bool(active(value)) for value in self._table.values.flat])
-        condition = Table(self._table.labels, holds.reshape(self._table.values.shape))
-        self._tracer.conditions.append(condition)
+        self._tracer.conditions.append(self._condition(active))
         try:
             yield
         finally:
             self._tracer.conditions.pop()
+
+    def _condition(self, holds: Callable[[Any], bool]) -> Table:
+        values = np.array([bool(holds(value)) for value in self._table.values.flat], dtype=bool)
+        condition = Table(self._table.labels, values.reshape(self._table.values.shape))
+        return self._tracer.logic.same(ALWAYS if values.all() else condition)
+
+    def together(
+        self, inputs: Sequence[Tensor], candidates: Sequence[Sequence[nn.Module]]
+    ) -> list[tuple[list[int], Tensor]]:
+        """Run values at once whose inputs have one shape and whose candidates compute the same.
+
+        A tensor stands for their inputs, so that what candidates cost is found once and not for every input that they
+        may read.
+        """
+        groups: dict[Any, list[list[int]]] = {}
+        for position, (tensor, row) in enumerate(zip(inputs, candidates, strict=True)):
+            known = groups.setdefault((tensor.dtype, tensor.device, *map(structure_of, row)), [])
+            same = (group for group in known if self._tracer.same_shapes(inputs[group[0]], tensor))
+            group = next(same, None)
+            if group is None:
+                known.append([position])
+            else:
+                group.append(position)
+        return [(group, self._any_of(group, inputs)) for known in groups.values() for group in known]
+
+    def _any_of(self, group: list[int], inputs: Sequence[Tensor]) -> Tensor:
+        if len(group) == 1:
+            return inputs[group[0]]
+        chosen = [self._condition(self.values[position].__eq__) for position in group]
+        return self._tracer.join([(inputs[position], None) for position in group], chosen=chosen)
 
     def combine(self, outputs: Sequence[Any]) -> Any:
         """Return the first output, having checked that the others have its shape.
@@ -49,21 +79,22 @@ class TracedMixture(Mixture):
         UnsupportedError
             When the shape of what follows would depend on the decision.
         """
-        first, *others = (pytree.tree_leaves(output) for output in outputs)
         labels = ", ".join(self._table.labels)
-        for value, other in zip(self.values[1:], outputs[1:], strict=True):
+        values: dict[int, list[Any]] = {}
+        distinct: dict[int, Any] = {}  # values that were run together have one output
+        for value, output in zip(self.values, outputs, strict=True):
+            values.setdefault(id(output), []).append(value)
+            distinct[id(output)] = output
+        for (value, *_), other in zip(list(values.values())[1:], list(distinct.values())[1:], strict=True):
             self._tracer.require_same_shapes(labels, (self.values[0], outputs[0]), (value, other))
-        chosen = [Table(self._table.labels, _equal(self._table.values, value)) for value in self.values]
+        if len(distinct) == 1:
+            return outputs[0]
+        chosen = [self._condition(each.__contains__) for each in values.values()]
         joined = [
             self._tracer.join([(source, None) for source in same], chosen=chosen)
-            for same in zip(first, *others, strict=True)
+            for same in zip(*map(pytree.tree_leaves, distinct.values()), strict=True)
         ]
         return pytree.tree_unflatten(joined, pytree.tree_structure(outputs[0]))
-
-
-def _equal(values: np.ndarray, value: Any) -> np.ndarray:
-    """Compare a table of any objects, tuples included, with one of them."""
-    return np.array([each == value for each in values.flat], dtype=bool).reshape(values.shape)
 
 
 class TracedSubset(Mixture):
@@ -117,6 +148,7 @@ class Tracer(Relaxation):
             Labels that have one value in the next trace, and so are no symbols.
         """
         self.symbols = SymbolTable()
+        self.logic = Logic()
         self.conditions: list[Table] = []
         self.timeline: list[OpCall | Join] = []
         self.recording = True
@@ -212,8 +244,7 @@ class Tracer(Relaxation):
         """Raise `UnsupportedError` unless the outputs of two values of a decision, (value, output), agree."""
         shapes = [[getattr(leaf, "shape", ()) for leaf in pytree.tree_leaves(output)] for _, output in (one, other)]
         alike = len(shapes[0]) == len(shapes[1]) and all(
-            len(a) == len(b) and all(self.always_equal(x, y) for x, y in zip(a, b, strict=True))
-            for a, b in zip(*shapes, strict=True)
+            len(a) == len(b) and all(map(self.always_equal, a, b)) for a, b in zip(*shapes, strict=True)
         )
         if not alike:
             first, second = (", ".join(str(tuple(shape)) for shape in found) for found in shapes)
@@ -223,8 +254,14 @@ class Tracer(Relaxation):
                 "channels"
             )
 
+    def same_shapes(self, a: Tensor, b: Tensor) -> bool:
+        """Tell whether two tensors have one shape for every sample."""
+        return a.dim() == b.dim() and all(map(self.always_equal, a.shape, b.shape))
+
     def always_equal(self, a: Any, b: Any) -> bool:
         """Tell whether two sizes are equal for every sample."""
+        if type(a) is type(b) is int:
+            return a == b
         return holds_always(combined(np.equal, [self.symbols.evaluate(a), self.symbols.evaluate(b)]))
 
 

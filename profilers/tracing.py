@@ -94,7 +94,7 @@ def trace_space(
     tracer.start(fixed or {})
     tracer.conditions.extend(conditions)
     tracer.read_number_of_inputs(traced)
-    trace = Trace(tracer.symbols, traced, conditions, tracer.fixed, timeline=tracer.timeline)
+    trace = Trace(tracer.symbols, tracer.logic, traced, conditions, tracer.fixed, timeline=tracer.timeline)
     names = {id(module): name for name, module in traced.named_modules()}
     callers: list[int] = []
     always = Table((), np.asarray(True))

@@ -168,12 +168,12 @@ class MixedFactoryChoice(MixedCandidates, FactoryChoice):
         names = self.relaxation.mixture(self.choice)
         if type(sources) is type(names) is Mixture and sources.weights is not None and names.weights is not None:
             return self._run_all(sources, names, [states[source] for source in sources.values])
-        read = []
-        for source in sources.values:
-            with sources.where(source.__eq__):
-                active = [self.candidate(name, source) for name in names.values]
-                read.append(self.run(names, active, states[source]))
-        return sources.combine(read)
+        candidates = [[self.candidate(name, source) for name in names.values] for source in sources.values]
+        read: dict[int, Any] = {}
+        for positions, state in sources.together([states[source] for source in sources.values], candidates):
+            with sources.where({sources.values[position] for position in positions}.__contains__):
+                read |= dict.fromkeys(positions, self.run(names, candidates[positions[0]], state))
+        return sources.combine([read[position] for position in range(len(sources.values))])
 
     def _run_all(self, sources: Mixture, names: Mixture, inputs: Sequence[Tensor]) -> Any:
         """Mix the outputs of all active candidates on all active inputs as one sum."""

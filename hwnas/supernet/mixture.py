@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from hwnas.kernels import mixed_sum
@@ -61,6 +61,25 @@ class Mixture:
             In the order of `chosen`.
         """
         return [tensors[position] for position in chosen]
+
+    def together(
+        self, inputs: Sequence[Tensor], candidates: Sequence[Sequence[nn.Module]]
+    ) -> list[tuple[list[int], Tensor]]:
+        """Divide the active values, of which each brings an input, into those that are run at once.
+
+        Parameters
+        ----------
+        inputs : sequence of Tensor
+            One for each active value.
+        candidates : sequence of sequence of torch.nn.Module
+            For each active value the modules that run on its input.
+
+        Returns
+        -------
+        list of (list of int, Tensor)
+            Positions of values, and the tensor that stands for their inputs: here each value with its own.
+        """
+        return [([position], tensor) for position, tensor in enumerate(inputs)]
 
     def combine(self, outputs: Sequence[Any]) -> Any:
         """Mix the outputs, one for each active value, in their order.
