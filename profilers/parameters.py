@@ -16,6 +16,7 @@ from hwnas.profilers.profiler import Profiler, build_cost_model
 from hwnas.profilers.symbols import tabulate
 from hwnas.profilers.tables import MAX_DENSE, Table, combined
 from hwnas.profilers.trace import Inputs, Trace
+from hwnas.profilers.traced_nas_bench_101_cell import TracedNasBench101Cell
 from hwnas.profilers.traced_space import TracedSpace, traced
 from hwnas.space import MutableExpression
 from hwnas.supernet import BaseSuperNetModule, MixedFactoryChoice, MixedLayer, MixedOperation, MixedRepeat
@@ -49,6 +50,10 @@ def _parts(trace: Trace) -> list[tuple[str, Table]]:
         if isinstance(module, MixedOperation):
             parts.append((name, logic.masked(_sliced_size(module), [*trace.conditions, logic.any(held[id(module)])])))
             continue
+        if isinstance(module, TracedNasBench101Cell):
+            here = [*trace.conditions, logic.any(held[id(module)])]
+            parts += [(name, logic.masked(size, here)) for size in module.parameters_held()]
+            continue
         for parameter in module._parameters.values():
             if parameter is not None and id(module) in held:
                 owners.setdefault(id(parameter), []).extend(held[id(module)])
@@ -80,6 +85,8 @@ def _held(trace: Trace) -> dict[int, list[Table]]:
         held.setdefault(id(module), []).append(here)
         if isinstance(module, MixedOperation):
             return  # what it consists of is sliced, and counted, with it
+        if isinstance(module, TracedNasBench101Cell):
+            return  # it says itself what its graphs hold
         if isinstance(module, MixedLayer):
             choice = tabulate(module.choice)
             for name in module.names:

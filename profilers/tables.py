@@ -54,12 +54,17 @@ class Table:
         aligned: np.ndarray = moved.reshape([next(shape) if label in self.labels else 1 for label in labels])
         return aligned
 
-    def narrowed(self) -> Table:
+    def narrowed(self, labels: int = 2) -> Table:
         """Return the same quantity over one `Intermediate` that says which of its values it has.
 
         Quantities that distinguish the same cases in the same order share it.
+
+        Parameters
+        ----------
+        labels : int, default 2
+            From how many labels on; 1 is for a label with many values, such as an intermediate.
         """
-        if len(self.labels) < 2:
+        if len(self.labels) < labels:
             return self
         values, places = _distinct(self.values)
         if len(values) == 1:

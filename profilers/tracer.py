@@ -35,16 +35,13 @@ class TracedMixture(Mixture):
     @contextmanager
     def where(self, active: Callable[[Any], bool]) -> Iterator[None]:
         """Record what runs inside under the condition that the decision is `active`."""
-        self._tracer.conditions.append(self._condition(active))
-        try:
+        with self._tracer.under(self._condition(active)):
             yield
-        finally:
-            self._tracer.conditions.pop()
 
     def _condition(self, holds: Callable[[Any], bool]) -> Table:
         values = np.array([bool(holds(value)) for value in self._table.values.flat], dtype=bool)
         condition = Table(self._table.labels, values.reshape(self._table.values.shape))
-        return self._tracer.logic.same(ALWAYS if values.all() else condition)
+        return self._tracer.logic.same(condition)
 
     def together(
         self, inputs: Sequence[Tensor], candidates: Sequence[Sequence[nn.Module]]
@@ -208,6 +205,15 @@ class Tracer(Relaxation):
         for module in traced.modules():
             if isinstance(module, MixedInput) and module.n_chosen is None and module.reduction in ("concat", "none"):
                 self.read[module.label] = None
+
+    @contextmanager
+    def under(self, condition: Table) -> Iterator[None]:
+        """Record what runs inside as that of the members for which a condition holds."""
+        self.conditions.append(self.logic.same(ALWAYS if condition.values.all() else condition))
+        try:
+            yield
+        finally:
+            self.conditions.pop()
 
     @contextmanager
     def silent(self) -> Iterator[None]:

@@ -27,6 +27,7 @@ from hwnas.profilers.stand_ins import StandInWeights, output_like_input
 from hwnas.profilers.symbols import is_listed, listed_values
 from hwnas.profilers.tables import Table, at, realised
 from hwnas.profilers.trace import Inputs, ModuleCall, OpCall, Trace
+from hwnas.profilers.traced_nas_bench_101_cell import for_tracing
 from hwnas.profilers.tracer import Tracer
 from hwnas.space import Sample
 from hwnas.supernet import DEFAULT_HOOKS, MutationHook, is_supernet, make_supernet
@@ -149,7 +150,7 @@ def make_traceable(space: ModelSpace, hooks: Sequence[MutationHook] = DEFAULT_HO
             "the space has been made into a super-net already; make its profilers before a strategy changes it"
         )
     tracer = Tracer(space)
-    return tracer, make_supernet(copy.deepcopy(space).eval(), tracer, hooks)
+    return tracer, make_supernet(copy.deepcopy(space).eval(), tracer, for_tracing(hooks))
 
 
 @contextmanager

@@ -332,3 +332,20 @@ KINDS = st.tuples(st.sampled_from(["choice", "repeat", "wide", "input", "plain"]
 @given(plan=st.lists(KINDS, min_size=1, max_size=4))
 def test_random_spaces(plan: list[tuple[str, int, int]]) -> None:
     all_right(Random(plan), X[:1, :, :4, :4], members=6)
+
+
+class Graphs(nn.ModelSpace):
+    """A cell of any graph of up to five nodes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        candidates = [lambda n: torch.nn.Conv2d(n, n, 1), lambda n: torch.nn.MaxPool2d(3, 1, 1)]
+        self.cell = nn.NasBench101Cell(candidates, 3, 7, lambda n, m: torch.nn.Conv2d(n, m, 1), 5, 7, label="cell")
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.cell(x)
+        return y
+
+
+def test_members_of_a_cell_of_any_graph() -> None:
+    all_right(Graphs(), members=25)

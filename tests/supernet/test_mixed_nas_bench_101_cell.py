@@ -13,7 +13,6 @@ from torch import Tensor
 import hwnas.nn as nn
 from hwnas.errors import UnsupportedError
 from hwnas.evaluators import recalibrate_batch_norm
-from hwnas.profilers import FlopsProfiler
 from hwnas.strategies import ENAS, RandomOneShot
 from hwnas.strategies.feasible import FeasibleSampler
 from hwnas.supernet import MixedNasBench101Cell, OneHot, Softmax, make_supernet
@@ -192,8 +191,6 @@ def test_several_graphs_at_once_are_refused() -> None:
     space = Net()
     with pytest.raises(UnsupportedError, match=r"NasBench101Cell 'cell' \(at first\).*RandomOneShot"):
         make_supernet(space, Softmax(space.simplify().values()))
-    with pytest.raises(UnsupportedError, match=r"'cell'.*no forward pass for several graphs"):
-        FlopsProfiler(Net(), X.float())
 
 
 def test_parameters_that_are_no_slices_are_refused() -> None:
