@@ -26,7 +26,7 @@ from hwnas.profilers.target import OrtTarget
 SCHEMA_VERSION: Final = 1
 RESULTS: Final = "results.json"
 
-_MEASURING_FILES: Final = ("measuring", "measurement", "runner", "timing", "target", "device")
+_MEASURING_FILES: Final = ("measuring", "measurement", "runner", "store", "timing", "target", "device")
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,7 @@ def write_folder(
     *,
     budget_s: float = 60.0,
     relative_error: float = 0.01,
+    min_visits: int = 6,
     seed: int = 0,
 ) -> None:
     """Write a folder that measures models on another device; whole, or not at all.
@@ -67,7 +68,7 @@ def write_folder(
         The models, in the precision of the target; their keys differ.
     target : OrtTarget
         What they are to run on. The version of ONNX Runtime is that of the device.
-    budget_s, relative_error, seed
+    budget_s, relative_error, min_visits, seed
         See `hwnas.profilers.measure`.
 
     Raises
@@ -84,6 +85,7 @@ def write_folder(
         "target": target.to_dict(),
         "budget_s": budget_s,
         "relative_error": relative_error,
+        "min_visits": min_visits,
         "seed": seed,
         "workloads": [{"key": workload.key, "name": workload.title} for workload in workloads],
     }

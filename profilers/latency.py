@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -33,6 +34,11 @@ REFERENCES = 12  # rows of earlier sessions that a new session measures again, t
 VISITS = 30  # of each net at least, if time allows: the standard error of fewer says too little about the next session
 
 BETWEEN_SESSIONS = 0.01  # standard deviation by which a net differs from one session to the next, beyond the scale
+
+# The same where nets were measured as ratios to the canary, from which they differ by their size under load.
+BETWEEN_CONTENDED = 0.05
+
+CONTENDED = 0.03  # from which on one measurement in ten is over 5 % away, whatever is predicted
 
 HELD_OUT = 10_000  # added to the seed of a profiler, it gives the members of its report
 
@@ -103,6 +109,7 @@ def prepare_folder(
         target,
         budget_s=budget_s,
         relative_error=relative_error,
+        min_visits=VISITS,
         seed=seed,
     )
 
@@ -159,6 +166,9 @@ class OnnxRuntimeLatencyProfiler(Profiler):
     relative_residual : float
         Root mean square of what the whole members take more or less than predicted, each from all the others, relative
         to what they take. NaN without calibration.
+    between_sessions : float
+        Relative standard deviation by which a member differs from one session of measuring to the next, beyond what it
+        differs by within one: 1 %, or more where load on the machine has shown. Part of every predicted error.
 
     Raises
     ------
@@ -217,12 +227,21 @@ class OnnxRuntimeLatencyProfiler(Profiler):
         self.anchors: list[Sample] = calibration_members(self._parts, space, calibration, seed)
         anchor_keys = [self._members.member(sample) for sample in self.anchors]
         self._anchor_keys = frozenset(anchor_keys)
+        self.between_sessions = BETWEEN_SESSIONS
         self._ensure([*self._parts.keys, *anchor_keys])
         self._calibrate(self.anchors, anchor_keys)
 
     def _ensure(self, keys: Sequence[str]) -> None:
-        """Measure what the store does not know yet, all of it in one session."""
+        """Measure what the store does not know yet, all of it in one session, and see how far that may be relied on."""
         wanted = list(dict.fromkeys(keys))
+        self._measure_missing(wanted)
+        for session in self.store.sessions(self.device.key, self.target.key, wanted):
+            self.between_sessions = max(self.between_sessions, session.unsteadiness, session.anchor_spread)
+        members = [found.contended for found in self._lookup(list(self._anchor_keys)).values()]
+        if 2 * sum(members) > len(members):
+            self.between_sessions = max(self.between_sessions, BETWEEN_CONTENDED)
+
+    def _measure_missing(self, wanted: Sequence[str]) -> None:
         known = self._lookup([*wanted, *self._parts.keys, *self._anchor_keys])
         missing = [key for key in wanted if key not in known]
         # A space without parts has an empty run to be measured.
@@ -270,7 +289,7 @@ class OnnxRuntimeLatencyProfiler(Profiler):
             self._own = self._rough_from(anchors, anchor_keys)
             own_stderr = np.zeros_like(self._own)
         self._unfitted = self._parts.add_up(self._own, constant=self.overhead_ms)
-        self.relative_residual, self._noise, self._posterior = float("nan"), float("nan"), None
+        self.relative_residual, self._measuring, self._posterior = float("nan"), float("nan"), None
         fitted = self._own
         if anchors:
             # A member that was drawn twice is no more evidence than one.
@@ -284,7 +303,7 @@ class OnnxRuntimeLatencyProfiler(Profiler):
             self._posterior = Posterior(prior, self._features(counts), latency - self.overhead_ms, stderr)
             fitted = self._features(np.eye(len(self._own))) @ self._posterior.mean
             self.relative_residual = float(np.sqrt(((self._posterior.left_out / latency) ** 2).mean()))
-            self._noise = float(np.hypot(np.median(stderr / latency), BETWEEN_SESSIONS))
+            self._measuring = float(np.median(stderr / latency))
         self.cost_model = self._parts.add_up(fitted, constant=self.overhead_ms)
 
     def _rough_from(self, anchors: Sequence[Sample], anchor_keys: Sequence[str]) -> np.ndarray:
@@ -299,6 +318,20 @@ class OnnxRuntimeLatencyProfiler(Profiler):
     def _features(self, counts: np.ndarray) -> np.ndarray:
         """Return how often each coefficient counts in nets, given how often each part does."""
         return features_of(self._parts, self._own, counts)
+
+    @property
+    def contended(self) -> bool:
+        """Whether load has shown on the machine by which members differ by over 3 % from one session to the next.
+
+        Predicted errors say so. No prediction can then be within 5 % of nine in ten measurements: end what else runs on
+        the machine, and measure anew with another store.
+        """
+        return self.between_sessions > CONTENDED
+
+    @property
+    def _noise(self) -> float:
+        """Relative standard deviation of a measurement around the true latency."""
+        return math.hypot(self._measuring, self.between_sessions)
 
     def predict(self, sample: Sample) -> Prediction:
         """Return the predicted latency of a member with its standard deviation, in milliseconds."""

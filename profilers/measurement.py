@@ -102,6 +102,9 @@ class SessionResult:
     on_cpu : mapping of str to mapping of str to int, default empty
         For each workload of which a part ran on the CPU because the provider lacks it: how many nodes of which
         operator.
+    unsteadiness : float, default 0
+        Relative standard deviation by which whole nets differ between the first and the second half of the session
+        beyond their standard errors and a common factor: load that came or went.
     """
 
     measurements: Mapping[str, Measurement]
@@ -115,6 +118,7 @@ class SessionResult:
     started: float
     duration_s: float
     on_cpu: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    unsteadiness: float = 0.0
 
     @property
     def certified(self) -> bool:

@@ -23,7 +23,7 @@ from hwnas.errors import HwnasError
 from hwnas.profilers.measurement import Measurement, References, SessionResult, Workload
 from hwnas.profilers.runner import Runner, choose_clock
 from hwnas.profilers.target import OrtTarget
-from hwnas.profilers.timing import canary_floor, count_quiet, split_half, summarise
+from hwnas.profilers.timing import canary_floor, count_quiet, split_half, summarise, time_halves, unexplained
 
 __all__ = ["Measurement", "References", "SessionResult", "Workload", "measure"]
 
@@ -37,6 +37,9 @@ _CANARY_EVERY: Final = 16
 _WARM_UP_S: Final = 0.2
 _LEAST_VISITS: Final = 2
 _RECORD_EVERY_S: Final = 2.0
+_COMPARED: Final = 32  # the slowest models, whose halves are compared: whole nets, where there are nets and parts
+_LEAST_HALVED: Final = 4
+_STEADY: Final = 0.02
 
 
 @dataclass
@@ -113,7 +116,15 @@ class _Session:
             started=self.started,
             duration_s=time.perf_counter() - self.begin,
             on_cpu=self.on_cpu,
+            unsteadiness=self.unsteadiness(load, records.values()),
         )
+
+    def unsteadiness(self, load: _Load, records: Collection[_Record]) -> float:
+        """Compare both halves of the session; see `SessionResult.unsteadiness`."""
+        enough = [record for record in records if len(record.times) >= _LEAST_HALVED]
+        slowest = sorted(enough, key=lambda record: -float(np.min(record.times[0])))[:_COMPARED]
+        halves = [time_halves(*load.beside(record)) for record in slowest]
+        return unexplained([ratio for ratio, _ in halves], [stderr for _, stderr in halves])
 
     def is_finished(self, key: str, record: _Record, load: _Load) -> bool:
         """Whether a record has reached the target error or the most visits, counting quiet visits only."""
@@ -150,7 +161,8 @@ def measure(
     Each round visits every unfinished model and an Identity network in random order, and every 16 visits a
     canary network. A visit is quiet when the canary then took at most 1.1 times its floor. A model is
     finished at the target error, at `max_visits` quiet visits or when the time is up. Where fewer than six
-    visits were quiet, the result is a ratio to the canary, and flagged.
+    visits were quiet, the result is a ratio to the canary, and flagged. Where both halves of the session differ by
+    more than standard errors and a common factor explain, measuring goes on beyond the target error.
 
     Parameters
     ----------
@@ -321,6 +333,9 @@ def _measure_group(
             next_check = rounds + max(1, rounds // 8)
             load = session.load()
             finished = {key for key, record in watched.items() if session.is_finished(key, record, load)}
+            if len(finished) == len(watched) and session.unsteadiness(load, watched.values()) > _STEADY:
+                # Standard errors say too little where load comes and goes: all go on, as far as they may.
+                finished = {key for key in finished if len(watched[key].times) >= session.max_visits}
             recorder.offer(finished & set(session.records))
         if progress is not None and runners:
             elapsed = (time.perf_counter() - begin) / max(deadline - begin, 1e-9)

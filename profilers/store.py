@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sqlite3
 import statistics
@@ -17,13 +18,20 @@ from hwnas.errors import StoreError
 from hwnas.profilers.device import Device
 from hwnas.profilers.measurement import Measurement, SessionResult
 from hwnas.profilers.target import PROTOCOL_VERSION, OrtTarget
+from hwnas.profilers.timing import unexplained
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 # Marks the file as a latency store: another program's database may well have the same schema number.
 _APPLICATION_ID: Final = 0x68776E61
 _BUSY_TIMEOUT_S: Final = 30.0
 # SQLite limits the variables of a statement, to 999 in old builds.
 _CHUNK: Final = 500
+# Standard error of a median over that of a mean, for normal errors.
+_MEDIAN_TO_MEAN: Final = math.sqrt(math.pi / 2)
+
+# Reading all of a large file to check it takes a tenth of a second, so this process remembers by path which version of a
+# file was well: inode, size and time of the last change.
+_CHECKED: Final[dict[Path, tuple[int, int, int]]] = {}
 
 _SCHEMA: Final = (
     "CREATE TABLE device (key TEXT PRIMARY KEY, description TEXT NOT NULL)",
@@ -41,7 +49,10 @@ _SCHEMA: Final = (
         canary_floor_ms REAL NOT NULL,
         overhead_ms REAL NOT NULL,
         split_half_error REAL,
-        anchor_scale REAL NOT NULL)""",
+        anchor_scale REAL NOT NULL,
+        unsteadiness REAL NOT NULL DEFAULT 0,
+        anchor_spread REAL NOT NULL DEFAULT 0,
+        anchor_error REAL NOT NULL DEFAULT 0)""",
     """CREATE TABLE measurement (
         device TEXT NOT NULL REFERENCES device (key),
         target TEXT NOT NULL REFERENCES target (key),
@@ -61,6 +72,12 @@ _SCHEMA: Final = (
         n INTEGER NOT NULL,
         residual REAL NOT NULL,
         PRIMARY KEY (device, target, space)) WITHOUT ROWID""",
+)
+
+# What version 1 lacks.
+_FROM_1_TO_2: Final = tuple(
+    f"ALTER TABLE session ADD COLUMN {name} REAL NOT NULL DEFAULT 0"
+    for name in ("unsteadiness", "anchor_spread", "anchor_error")
 )
 
 
@@ -102,6 +119,13 @@ class StoredSession:
         Latency of the Identity network in milliseconds.
     anchor_scale : float
         Factor that makes the latencies of the session comparable with those of the others.
+    unsteadiness : float
+        See `SessionResult`.
+    anchor_spread : float
+        Relative standard deviation by which what earlier sessions have measured too takes more or less than the factor
+        says, beyond the standard errors; 0 where there is nothing to compare.
+    anchor_error : float
+        Relative standard error of the factor.
     """
 
     id: int
@@ -110,6 +134,9 @@ class StoredSession:
     canary_floor_ms: float
     overhead_ms: float
     anchor_scale: float
+    unsteadiness: float
+    anchor_spread: float
+    anchor_error: float
 
 
 class LatencyStore:
@@ -175,20 +202,21 @@ class LatencyStore:
         -------
         dict of str to Measurement
             The known keys, in the order of `keys`. Times are multiplied by the anchor scale of their session,
-            so that rows of different sessions may be mixed.
+            so that rows of different sessions may be mixed, and its error is part of the standard error.
         """
         found: dict[str, Measurement] = {}
         with self._guarded("be read"):
             for start in range(0, len(keys), _CHUNK):
                 chunk = list(keys[start : start + _CHUNK])
                 rows = self._connection.execute(
-                    "SELECT workload, latency_ms * anchor_scale, stderr_ms * anchor_scale, visits, contended "
+                    "SELECT workload, latency_ms * anchor_scale, stderr_ms * anchor_scale, visits, contended, anchor_error "
                     "FROM measurement JOIN session ON session.id = measurement.session "
                     "WHERE measurement.device = ? AND measurement.target = ? "
                     f"AND workload IN ({', '.join('?' * len(chunk))})",
                     (device_key, target_key, *chunk),
                 )
-                for key, latency_ms, stderr_ms, visits, contended in rows:
+                for key, latency_ms, stderr_ms, visits, contended, scale_error in rows:
+                    stderr_ms = math.hypot(stderr_ms, scale_error * latency_ms)
                     found[key] = Measurement(latency_ms, stderr_ms, visits, bool(contended))
         return {key: found[key] for key in keys if key in found}
 
@@ -234,11 +262,15 @@ class LatencyStore:
             self._describe("device", device.key, device.to_dict())
             self._describe("target", target.key, target.to_dict())
             session = self._session(device.key, target.key, result)
+            spread = scale_error = 0.0
             if anchor_scale is None and refresh:
                 anchor_scale = 1.0
             elif anchor_scale is None:
-                anchor_scale = self._anchor_scale(device.key, target.key, result, session)
-            self._connection.execute("UPDATE session SET anchor_scale = ? WHERE id = ?", (anchor_scale, session))
+                anchor_scale, spread, scale_error = self._anchor_scale(device.key, target.key, result, session)
+            self._connection.execute(
+                "UPDATE session SET anchor_scale = ?, anchor_spread = ?, anchor_error = ? WHERE id = ?",
+                (anchor_scale, spread, scale_error, session),
+            )
             before = self._connection.total_changes
             columns = ("latency_ms", "stderr_ms", "visits", "contended", "session")
             self._connection.executemany(
@@ -273,40 +305,57 @@ class LatencyStore:
             result.overhead.latency_ms,
             result.split_half_error,
             1.0,
+            result.unsteadiness,
+            0.0,
+            0.0,
         )
         cursor = self._connection.execute(
-            "INSERT INTO session VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET "
+            f"INSERT INTO session VALUES ({', '.join('?' * len(values))}) ON CONFLICT DO UPDATE SET "
             "duration_s = excluded.duration_s, load = excluded.load, canary_ms = excluded.canary_ms, "
             "canary_floor_ms = excluded.canary_floor_ms, overhead_ms = excluded.overhead_ms, "
-            "split_half_error = excluded.split_half_error",
+            "split_half_error = excluded.split_half_error, unsteadiness = excluded.unsteadiness",
             values,
         )
         assert cursor.lastrowid is not None
         return int(cursor.lastrowid if known is None else known[0])
 
-    def _anchor_scale(self, device_key: str, target_key: str, result: SessionResult, session: int) -> float:
-        """Compare a session with earlier ones. Later ones do not count, for they were compared with this one."""
-        ratios = []
+    def _anchor_scale(
+        self, device_key: str, target_key: str, result: SessionResult, session: int
+    ) -> tuple[float, float, float]:
+        """Compare a session with earlier ones; give the scale, the spread around it and its relative standard error.
+
+        Later sessions do not count, for they were compared with this one.
+        """
+        ratios, stderrs = [], []
         keys = list(result.measurements)
         for start in range(0, len(keys), _CHUNK):
             chunk = keys[start : start + _CHUNK]
             rows = self._connection.execute(
-                "SELECT workload, latency_ms * anchor_scale FROM measurement "
+                "SELECT workload, latency_ms * anchor_scale, stderr_ms / latency_ms FROM measurement "
                 "JOIN session ON session.id = measurement.session "
                 "WHERE measurement.device = ? AND measurement.target = ? AND measurement.session < ? "
                 f"AND workload IN ({', '.join('?' * len(chunk))})",
                 (device_key, target_key, session, *chunk),
             )
-            ratios += [latency_ms / result.measurements[key].latency_ms for key, latency_ms in rows]
-        return statistics.median(ratios) if ratios else 1.0
+            for key, latency_ms, stderr in rows:
+                now = result.measurements[key]
+                ratios.append(latency_ms / now.latency_ms)
+                stderrs.append(math.hypot(stderr, now.stderr_ms / now.latency_ms))
+        if not ratios:
+            return 1.0, 0.0, 0.0
+        spread = unexplained([math.log(ratio) for ratio in ratios], stderrs)
+        variance = spread**2 + statistics.fmean(error**2 for error in stderrs)
+        return statistics.median(ratios), spread, _MEDIAN_TO_MEAN * math.sqrt(variance / len(ratios))
 
-    def sessions(self, device_key: str, target_key: str) -> list[StoredSession]:
+    def sessions(self, device_key: str, target_key: str, keys: Sequence[str] | None = None) -> list[StoredSession]:
         """Give the sessions of a device and a target, the oldest first.
 
         Parameters
         ----------
         device_key, target_key : str
             ``Device.key`` and ``OrtTarget.key``.
+        keys : sequence of str, optional
+            Of workloads: only the sessions that have a row of one of them.
 
         Returns
         -------
@@ -315,11 +364,26 @@ class LatencyStore:
         """
         with self._guarded("be read"):
             rows = self._connection.execute(
-                "SELECT id, started, canary_ms, canary_floor_ms, overhead_ms, anchor_scale FROM session "
+                "SELECT id, started, canary_ms, canary_floor_ms, overhead_ms, anchor_scale, "
+                "unsteadiness, anchor_spread, anchor_error FROM session "
                 "WHERE device = ? AND target = ? ORDER BY id",
                 (device_key, target_key),
             )
-            return [StoredSession(*row) for row in rows]
+            found = [StoredSession(*row) for row in rows]
+            if keys is None:
+                return found
+            holders: set[int] = set()
+            for start in range(0, len(keys), _CHUNK):
+                chunk = keys[start : start + _CHUNK]
+                holders.update(
+                    session
+                    for (session,) in self._connection.execute(
+                        "SELECT DISTINCT session FROM measurement WHERE device = ? AND target = ? "
+                        f"AND workload IN ({', '.join('?' * len(chunk))})",
+                        (device_key, target_key, *chunk),
+                    )
+                )
+        return [session for session in found if session.id in holders]
 
     def canary_floor_ms(self, device_key: str, target_key: str) -> float | None:
         """Give the lowest floor of the canary that any session found, in milliseconds; None without sessions.
@@ -406,15 +470,32 @@ class LatencyStore:
                     self._connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         if self._pragma("application_id") != _APPLICATION_ID:
             raise self._error("it is a database of another program", "give another --store")
+        if self._pragma("user_version") == 1:
+            with self._transaction():
+                if self._pragma("user_version") == 1:  # another process may do the same
+                    for statement in _FROM_1_TO_2:
+                        self._connection.execute(statement)
+                    self._connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         version = self._pragma("user_version")
         if version != SCHEMA_VERSION:
             raise self._error(
                 f"its schema version is {version}, and this hwnas reads version {SCHEMA_VERSION}",
                 "move it away or give another --store",
             )
-        (state,) = self._connection.execute("PRAGMA quick_check(1)").fetchone()
-        if state != "ok":
-            raise self._error(f"it is damaged ({state})", "move it away or give another --store")
+        self._check()
+
+    def _check(self) -> None:
+        """Read the whole file to see whether it is damaged, once for each version of it."""
+        if self.path is None:
+            return
+        path, state = self.path.resolve(), self.path.stat()
+        version = state.st_ino, state.st_size, state.st_mtime_ns
+        if _CHECKED.get(path) == version:
+            return
+        (found,) = self._connection.execute("PRAGMA quick_check(1)").fetchone()
+        if found != "ok":
+            raise self._error(f"it is damaged ({found})", "move it away or give another --store")
+        _CHECKED[path] = version
 
     def _is_empty(self) -> bool:
         (tables,) = self._connection.execute("SELECT count(*) FROM sqlite_master").fetchone()

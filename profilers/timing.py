@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import statistics
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Final
 
@@ -174,6 +177,56 @@ def split_half(times: Array, canary: Array, floor: float) -> float:
     quantile = 0.5 if contended else _PERCENTILE
     even, odd = quantile_of(runs[::2], quantile), quantile_of(runs[1::2], quantile)
     return 2 * abs(even - odd) / (even + odd)
+
+
+def time_halves(times: Array, canary: Array, floor: float) -> tuple[float, float]:
+    """Compare what was found in the first half of the visits with what was found in the second half.
+
+    Load that comes or goes shows here, and not in `split_half`.
+
+    Parameters
+    ----------
+    times : ndarray, shape (visits, windows)
+        Time of one run of the workload, in the order of the visits; at least four visits.
+    canary : ndarray, shape (visits,)
+        Time of one run of the canary at the moment of each visit.
+    floor : float
+        Time of one run of the canary on the quiet machine.
+
+    Returns
+    -------
+    ratio : float
+        Logarithm of the second latency over the first.
+    stderr : float
+        Standard error of that.
+    """
+    half = len(times) // 2
+    first = summarise(times[:half], canary[:half], floor)
+    second = summarise(times[half:], canary[half:], floor)
+    stderr = np.hypot(first.stderr_ms / first.latency_ms, second.stderr_ms / second.latency_ms)
+    return float(np.log(second.latency_ms / first.latency_ms)), float(stderr)
+
+
+def unexplained(ratios: Sequence[float], stderrs: Sequence[float]) -> float:
+    """Tell by how much ratios of latencies scatter beyond their standard errors.
+
+    A machine that is slower by a constant factor gives ratios that agree. Load takes more from some models than from
+    others, which no factor mends.
+
+    Parameters
+    ----------
+    ratios, stderrs : sequence of float
+        Logarithms of the ratios, and their standard errors.
+
+    Returns
+    -------
+    float
+        Standard deviation; 0 for fewer than two ratios, and where the standard errors explain all.
+    """
+    if len(ratios) < 2:
+        return 0.0
+    excess = statistics.variance(ratios) - statistics.fmean(error**2 for error in stderrs)
+    return math.sqrt(max(excess, 0.0))
 
 
 @lru_cache(maxsize=256)
