@@ -323,10 +323,18 @@ class OnnxRuntimeLatencyProfiler(Profiler):
     def contended(self) -> bool:
         """Whether load has shown on the machine by which members differ by over 3 % from one session to the next.
 
-        Predicted errors say so. No prediction can then be within 5 % of nine in ten measurements: end what else runs on
-        the machine, and measure anew with another store.
+        Predicted errors say so, and no prediction can be within 5 % of nine in ten measurements. See `advice`.
         """
         return self.between_sessions > CONTENDED
+
+    @property
+    def advice(self) -> str:
+        """What to do where measurements were contended."""
+        return (
+            f"contended: members differ by {100 * self.between_sessions:.0f} % from one session of measuring to the next, "
+            "and predicted errors allow for it. For better predictions end what else runs on the device, and measure "
+            "again with another store"
+        )
 
     @property
     def _noise(self) -> float:

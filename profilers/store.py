@@ -29,8 +29,8 @@ _CHUNK: Final = 500
 # Standard error of a median over that of a mean, for normal errors.
 _MEDIAN_TO_MEAN: Final = math.sqrt(math.pi / 2)
 
-# Reading all of a large file to check it takes a tenth of a second, so this process remembers by path which version of a
-# file was well: inode, size and time of the last change.
+# Reading all of a large file to check it takes a tenth of a second, so this process remembers by path which version of
+# a file was well: inode, size and time of the last change.
 _CHECKED: Final[dict[Path, tuple[int, int, int]]] = {}
 
 _SCHEMA: Final = (
@@ -209,7 +209,8 @@ class LatencyStore:
             for start in range(0, len(keys), _CHUNK):
                 chunk = list(keys[start : start + _CHUNK])
                 rows = self._connection.execute(
-                    "SELECT workload, latency_ms * anchor_scale, stderr_ms * anchor_scale, visits, contended, anchor_error "
+                    "SELECT workload, latency_ms * anchor_scale, stderr_ms * anchor_scale, visits, contended, "
+                    "anchor_error "
                     "FROM measurement JOIN session ON session.id = measurement.session "
                     "WHERE measurement.device = ? AND measurement.target = ? "
                     f"AND workload IN ({', '.join('?' * len(chunk))})",

@@ -180,6 +180,8 @@ def _profile(
     )
     narrator.stage(f"compare predictions with measurements of {members} members")
     report = latency.report(members)
+    if latency.contended:
+        narrator.say(latency.advice)
 
     models = {
         "latency_ms": latency.cost_model,
@@ -207,6 +209,8 @@ def _profile(
         },
         "slowest_member": _member(models, latency.cost_model.maximum),
         "accuracy": report.to_dict(),
+        "between_sessions": latency.between_sessions,
+        "contended": latency.contended,
         **({} if comparison is None else {"fvcore": comparison}),
     }
     if plot is not None:

@@ -213,6 +213,8 @@ class _Run:
             f"members take from {low:.3f} to {high:.3f} ms; whole members agree with their prediction within "
             f"{100 * profiler.relative_residual:.1f} % (standard deviation of {len(profiler.anchors)})"
         )
+        if profiler.contended:
+            self.narrator.say(profiler.advice)
         budget = Budget(
             {"latency_ms": settings.max_latency_ms * (1 - TO_SPARE)}, profiler, confidence=settings.confidence
         )

@@ -6,9 +6,11 @@ import json
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -135,23 +137,75 @@ def test_a_target_of_a_provider_that_is_only_there(tmp_path: Path) -> None:
     assert plan["target"]["provider"] == "TensorrtExecutionProvider"
 
 
-def test_a_run_that_is_killed_leaves_no_results(measured: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "killed"
+def killed_once(measured: Path, folder: Path) -> dict[str, Any]:
+    """Kill a run on the device as soon as it has kept something; give the plan."""
     shutil.copytree(measured, folder)
     (folder / "results.json").unlink()
-    plan = json.loads((folder / "plan.json").read_text())
-    (folder / "plan.json").write_text(json.dumps({**plan, "budget_s": 60, "relative_error": 1e-9}))
+    plan: dict[str, Any] = json.loads((folder / "plan.json").read_text())
+    (folder / "plan.json").write_text(json.dumps({**plan, "budget_s": 60, "relative_error": 0.05, "min_visits": 60}))
+    # Models are told apart by when they are done, so that a part of them is when the process is killed.
+    measuring = folder / "hwnas" / "profilers" / "measuring.py"
+    code = measuring.read_text().replace("_RECORD_EVERY_S: Final = 2.0", "_RECORD_EVERY_S: Final = 0.0")
+    measuring.write_text(code.replace("_GROUP_SIZE: Final = 400", "_GROUP_SIZE: Final = 3"))
     command, environment = program(folder)
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    process.stderr.read(1)  # the first progress: it measures
-    time.sleep(0.2)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    process.stderr.close()
+    with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, text=True) as process:
+        deadline = time.monotonic() + 60
+        while not kept(folder) and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    return plan
+
+
+def kept(folder: Path) -> dict[str, tuple[float, int]]:
+    """What a run has kept so far: latency and number of its run by key."""
+    if not (folder / "unfinished.sqlite").exists():
+        return {}
+    with closing(sqlite3.connect(folder / "unfinished.sqlite")) as connection:
+        try:
+            rows = connection.execute("SELECT workload, latency_ms, session FROM measurement").fetchall()
+        except sqlite3.OperationalError:  # no table yet, or locked
+            return {}
+    return {key: (latency, session) for key, latency, session in rows}
+
+
+def test_a_run_that_is_killed_goes_on(measured: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "killed"
+    plan = killed_once(measured, folder)
+    before = kept(folder)
+    assert before
+    (folder / "plan.json").write_text(json.dumps({**plan, "budget_s": 2}))
     assert not list(folder.glob("results.json*"))
     with pytest.raises(HwnasError, match=r"results\.json cannot be read.*python measure\.py"):
         read_results(folder)
+    finished = run(folder)
+    assert finished.returncode == 0, finished.stderr
+    assert f"going on: {len(before)} of {len(plan['workloads'])} models" in finished.stderr
+    assert not (folder / "unfinished.sqlite").exists()
+    found = read_results(folder).session.measurements
+    assert list(found) == [each["key"] for each in plan["workloads"]]
+    # What was kept stays as it was; the rest is put on its scale.
+    assert {key: found[key].latency_ms for key in before} == {key: latency for key, (latency, _) in before.items()}
+
+
+def test_what_was_measured_before_a_kill_is_not_measured_again(measured: Path, tmp_path: Path) -> None:
+    """But for those that tell how far the device drifted: here the store claims that it was 1000 times as slow."""
+    folder = tmp_path / "killed"
+    plan = killed_once(measured, folder)
+    with closing(sqlite3.connect(folder / "unfinished.sqlite")) as connection, connection:
+        connection.execute("UPDATE measurement SET latency_ms = latency_ms * 1000")
+    before = kept(folder)
+    (folder / "plan.json").write_text(json.dumps({**plan, "budget_s": 2}))
+    assert run(folder).returncode == 0
+    session = read_results(folder).session
+    assert {key: session.measurements[key].latency_ms for key in before} == {
+        key: latency for key, (latency, _) in before.items()
+    }
+    usual = read_results(measured).session
+    for key, value in session.measurements.items():
+        assert 100 < value.latency_ms / usual.measurements[key].latency_ms < 10_000
+    assert 100 < session.overhead.latency_ms / usual.overhead.latency_ms < 10_000
+    assert 100 < session.canary_floor_ms / usual.canary_floor_ms < 10_000
 
 
 def damaged(measured: Path, folder: Path, text: str) -> Path:

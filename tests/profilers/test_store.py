@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import re
 import signal
@@ -10,8 +11,11 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from hwnas.errors import StoreError
@@ -225,6 +229,100 @@ def test_a_folder_or_an_impossible_place_is_a_clear_error(tmp_path: Path) -> Non
     file = _write(tmp_path / "file", b"")
     with pytest.raises(StoreError, match="folder cannot be created"):
         LatencyStore(file / "store.db")
+
+
+def test_a_file_is_checked_once_for_each_version_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    statements: list[str] = []
+    connect = sqlite3.connect
+
+    def traced(*arguments: Any, **options: Any) -> sqlite3.Connection:
+        connection = connect(*arguments, **options)
+        connection.set_trace_callback(statements.append)
+        return connection
+
+    def checks() -> int:
+        found = sum("quick_check" in statement for statement in statements)
+        statements.clear()
+        return found
+
+    path = tmp_path / "store.db"
+    monkeypatch.setattr(sqlite3, "connect", traced)
+    with LatencyStore(path) as store:
+        store.record(DEVICE, TARGET, result(a=1.0))
+    checks()
+    LatencyStore(path).close()
+    assert checks() == 1  # it was written
+    for _ in range(3):
+        LatencyStore(path).close()
+    assert checks() == 0
+    LatencyStore(_write(tmp_path / "copy.db", path.read_bytes())).close()
+    assert checks() == 1  # another file
+
+
+@pytest.mark.parametrize("damage", [_truncated, _scribbled])
+def test_damage_is_found_after_the_file_was_well(tmp_path: Path, damage: Callable[[Path], Path]) -> None:
+    path = tmp_path / "store.db"
+    for _ in range(2):
+        LatencyStore(path).close()
+    damage(path)
+    for _ in range(2):
+        with pytest.raises(StoreError, match=r"malformed|damaged"):
+            LatencyStore(path)
+
+
+def _first_version(path: Path) -> None:
+    """Make a file of the first version, with two sessions."""
+    with LatencyStore(path) as store:
+        store.record(DEVICE, TARGET, result(a=1.0, b=2.0))
+        store.record(DEVICE, TARGET, result(b=4.0, c=8.0), anchor_scale=0.5)
+    connection = sqlite3.connect(path)
+    for column in ("unsteadiness", "anchor_spread", "anchor_error"):
+        connection.execute(f"ALTER TABLE session DROP COLUMN {column}")
+    connection.execute("PRAGMA user_version = 1")
+    connection.close()
+
+
+def test_a_file_of_the_first_version_goes_on_as_one_of_this(tmp_path: Path) -> None:
+    path = tmp_path / "store.db"
+    _first_version(path)
+    for _ in range(2):
+        with LatencyStore(path) as store:
+            found = store.lookup(["a", "b", "c"], DEVICE.key, TARGET.key)
+            assert [each.latency_ms for each in found.values()] == [1.0, 2.0, 4.0]
+            assert [each.stderr_ms for each in found.values()] == [0.01, 0.02, 0.04]
+            sessions = store.sessions(DEVICE.key, TARGET.key)
+            assert [(s.unsteadiness, s.anchor_spread, s.anchor_error) for s in sessions] == [(0, 0, 0), (0, 0, 0)]
+    with LatencyStore(path) as store:
+        assert store.record(DEVICE, TARGET, result(a=2.0, d=8.0)) == 1
+        assert store.lookup(["d"], DEVICE.key, TARGET.key)["d"].latency_ms == 4.0
+
+
+def test_a_session_knows_how_well_it_compares_with_earlier_ones() -> None:
+    drift = np.random.default_rng(0).normal(0, 0.05, 400)
+    with LatencyStore() as store:
+        store.record(DEVICE, TARGET, result(**{f"k{i}": 1.0 for i in range(400)}))
+        nets = {f"k{i}": 2.0 * float(np.exp(each)) for i, each in enumerate(drift)}
+        store.record(DEVICE, TARGET, dataclasses.replace(result(**nets, new=1.0), unsteadiness=0.07))
+        first, second = store.sessions(DEVICE.key, TARGET.key)
+        assert (first.anchor_spread, first.anchor_error, first.unsteadiness) == (0, 0, 0)
+        assert second.unsteadiness == 0.07
+        # Each of both has been measured with an error of 1 %.
+        assert second.anchor_spread == pytest.approx(math.sqrt(drift.var(ddof=1) - 2e-4), rel=1e-6)
+        expected = np.std([np.median(np.random.default_rng(s).normal(0, 0.05, 400)) for s in range(2000)])
+        assert second.anchor_error == pytest.approx(expected, rel=0.1)
+        # What is measured in that session alone is known no better than its scale.
+        new = store.lookup(["new"], DEVICE.key, TARGET.key)["new"]
+        assert new.stderr_ms / new.latency_ms == pytest.approx(math.hypot(0.01, second.anchor_error))
+
+
+def test_sessions_with_rows_of_some_keys() -> None:
+    with LatencyStore() as store:
+        for keys in (("a", "b"), ("b",), ("c",)):
+            store.record(DEVICE, TARGET, result(**dict.fromkeys(keys, 1.0)))
+        first, _, third = store.sessions(DEVICE.key, TARGET.key)
+        assert store.sessions(DEVICE.key, TARGET.key, ["b"]) == [first]
+        assert store.sessions(DEVICE.key, TARGET.key, ["c", "a", *map(str, range(1000))]) == [first, third]
+        assert store.sessions(DEVICE.key, TARGET.key, []) == []
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a file system that nobody may write")

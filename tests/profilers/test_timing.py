@@ -13,6 +13,8 @@ from hwnas.profilers.timing import (
     quantile_of,
     split_half,
     summarise,
+    time_halves,
+    unexplained,
     usable_runs,
 )
 
@@ -98,6 +100,35 @@ def test_split_half_compares_even_with_odd_visits() -> None:
     times = np.tile([[1.0, 1.0], [1.2, 1.2]], (10, 1))
     assert split_half(times, np.ones(20), 1.0) == pytest.approx(0.2 / 1.1)
     assert split_half(np.ones((20, 2)), np.ones(20), 1.0) == 0
+
+
+def test_halves_in_time_differ_where_load_comes_late() -> None:
+    rng = np.random.default_rng(0)
+    times = 2.0 * rng.lognormal(0, 0.01, (40, 3))
+    assert abs(time_halves(times, np.ones(40), 1.0)[0]) < 0.01
+    times[20:] *= 1.2
+    ratio, stderr = time_halves(times, np.ones(40), 1.0)
+    assert ratio == pytest.approx(np.log(1.2), abs=0.01)
+    parts = [bootstrap_stderr(half) / quantile_of(half) for half in (times[:20], times[20:])]
+    assert stderr == pytest.approx(np.hypot(*parts))
+    # Even and odd visits see the same load.
+    assert split_half(times, np.ones(40), 1.0) < 0.02
+
+
+def test_halves_count_with_the_canary_of_their_moments() -> None:
+    canary = np.repeat([1.0, 1.5], 20)
+    times = np.tile(canary[:, None], (1, 3))
+    assert time_halves(times, canary, 1.0)[0] == pytest.approx(0)
+    assert time_halves(times, np.repeat([1.5, 1.0], 20), 1.0)[0] == pytest.approx(np.log(1.5**2))
+
+
+def test_what_errors_explain_is_no_scatter() -> None:
+    rng = np.random.default_rng(0)
+    ratios = rng.normal(0.3, 0.04, 2000)  # a common factor is none either
+    assert unexplained(ratios, np.full(2000, 0.03)) == pytest.approx(np.sqrt(0.04**2 - 0.03**2), rel=0.1)
+    assert unexplained(ratios, np.full(2000, 0.05)) == 0
+    assert unexplained([0.1, 0.3], [0.0, 0.0]) == pytest.approx(0.2 / np.sqrt(2))
+    assert unexplained([0.1], [0.0]) == unexplained([], []) == 0
 
 
 @pytest.mark.parametrize("run_ns", [1.0, 9e3, 1e5, 1e6, 5e6, 1e9])
