@@ -99,14 +99,18 @@ class RangeProfilerFilter(ProfilerFilter):
 
     def __call__(self, sample: Sample) -> bool:
         """Tell whether a sample is acceptable, by its own error where there is a confidence level."""
-        cost = self.profiler.profile(sample)
-        if not self._quantile or not self.accepts(cost):
-            return self.accepts(cost)
-        stderr = self.profiler.stderr(sample)
-        if stderr <= self._least * abs(cost) * _ROUNDING:
-            return True  # that is what the ends are shifted by
-        margin = self._quantile * stderr
-        return _within(cost - margin, cost + margin, self.min, self.max)
+        return self.accept_many([sample])[0]
+
+    def accept_many(self, samples: Sequence[Sample]) -> list[bool]:
+        """Tell which samples are acceptable, by their own errors where there is a confidence level."""
+        costs = [self.profiler.profile(sample) for sample in samples]
+        accepted = [self.accepts(cost) for cost in costs]
+        asked = [i for i, accepts in enumerate(accepted) if accepts] if self._quantile else []
+        for i, stderr in zip(asked, self.profiler.stderrs([samples[i] for i in asked]), strict=True):
+            if stderr > self._least * abs(costs[i]) * _ROUNDING:  # otherwise that is what the ends are shifted by
+                margin = self._quantile * float(stderr)
+                accepted[i] = _within(costs[i] - margin, costs[i] + margin, self.min, self.max)
+        return accepted
 
     def accepts(self, cost: float) -> bool:
         """Tell whether a cost that is predicted with the least error lies within the range."""
@@ -184,6 +188,18 @@ class AllOf:
     def __repr__(self) -> str:
         """Show the filters."""
         return f"AllOf({', '.join(map(repr, self.filters))})"
+
+
+def accept_many(filter: Callable[[Sample], bool] | None, samples: Sequence[Sample]) -> list[bool]:
+    """Tell which samples a filter accepts; its ranges are asked for all of them at once."""
+    accepted = [True] * len(samples)
+    for part in parts_of(filter):
+        left = [i for i, still in enumerate(accepted) if still]
+        asked = [samples[i] for i in left]
+        answers = part.accept_many(asked) if isinstance(part, RangeProfilerFilter) else map(part, asked)
+        for i, answer in zip(left, answers, strict=True):
+            accepted[i] = bool(answer)
+    return accepted
 
 
 def parts_of(filter: Callable[[Sample], bool] | None) -> tuple[Callable[[Sample], bool], ...]:

@@ -17,6 +17,7 @@ from hwnas.profilers.accuracy import AccuracyReport, compare
 from hwnas.profilers.composition import Granularity, calibration_members, composition_of, features_of
 from hwnas.profilers.device import Device, describe_device
 from hwnas.profilers.elsewhere import read_results, write_folder
+from hwnas.profilers.fusion import Kernel
 from hwnas.profilers.kernel_table import KernelTable
 from hwnas.profilers.latency_parts import LatencyParts, Members, Progress, held_out_members
 from hwnas.profilers.measurement import Measurement
@@ -304,6 +305,7 @@ class OnnxRuntimeLatencyProfiler(Profiler):
             fitted = self._features(np.eye(len(self._own))) @ self._posterior.mean
             self.relative_residual = float(np.sqrt(((self._posterior.left_out / latency) ** 2).mean()))
             self._measuring = float(np.median(stderr / latency))
+        self._fitted = fitted
         self.cost_model = self._parts.add_up(fitted, constant=self.overhead_ms)
 
     def _rough_from(self, anchors: Sequence[Sample], anchor_keys: Sequence[str]) -> np.ndarray:
@@ -331,9 +333,9 @@ class OnnxRuntimeLatencyProfiler(Profiler):
     def advice(self) -> str:
         """What to do where measurements were contended."""
         return (
-            f"contended: members differ by {100 * self.between_sessions:.0f} % from one session of measuring to the next, "
-            "and predicted errors allow for it. For better predictions end what else runs on the device, and measure "
-            "again with another store"
+            f"contended: members differ by {100 * self.between_sessions:.0f} % from one session of measuring to the "
+            "next, and predicted errors allow for it. For better predictions end what else runs on the device, and "
+            "measure again with another store"
         )
 
     @property
@@ -343,11 +345,7 @@ class OnnxRuntimeLatencyProfiler(Profiler):
 
     def predict(self, sample: Sample) -> Prediction:
         """Return the predicted latency of a member with its standard deviation, in milliseconds."""
-        latency = self.profile(sample)
-        if self._posterior is None:
-            return Prediction(latency, float("nan"))
-        variance = self._posterior.variance(self._features(self._parts.counts([sample])))[0]
-        return Prediction(latency, float(np.hypot(np.sqrt(variance), self._noise * latency)))
+        return Prediction(self.profile(sample), self.stderr(sample))
 
     @property
     def least_relative_stderr(self) -> float:
@@ -365,7 +363,31 @@ class OnnxRuntimeLatencyProfiler(Profiler):
 
     def stderr(self, sample: Sample) -> float:
         """Return the standard deviation of `predict`, in milliseconds."""
-        return self.predict(sample).stderr_ms
+        return float(self.stderrs([sample])[0])
+
+    def stderrs(self, samples: Sequence[Sample]) -> np.ndarray:
+        """Return the standard deviations of many members at once, shape (n_samples,), in milliseconds."""
+        if self._posterior is None or not samples:
+            return np.full(len(samples), float("nan"))
+        variance = self._posterior.variance(self._features(self._parts.counts(samples)))
+        return np.asarray(np.hypot(np.sqrt(variance), self._noise * self.cost_model.evaluate(samples)))
+
+    def breakdown(self, sample: Sample) -> list[tuple[str, float]]:
+        """Return what the predicted latency of a member consists of, in milliseconds, the largest first.
+
+        Returns
+        -------
+        list of (str, float)
+            Parts of the space by name, or fused kernels with how often each runs; ``"constant"`` is an empty run.
+        """
+        if not isinstance(self._parts, KernelTable):
+            return self.cost_model.breakdown(sample)
+        (counts,) = self._parts.counts([sample])
+        parts = [("constant", self.overhead_ms)]
+        for kernel, n, cost in zip(self._parts.kernels, counts, self._fitted, strict=True):
+            if n:
+                parts.append((f"{n:g} x {_title(kernel)}", float(n * cost)))
+        return sorted(parts, key=lambda part: part[1], reverse=True)
 
     def unfitted(self, sample: Sample) -> float:
         """Return the plain sum of the parts of a member and an empty run, in milliseconds, for comparison."""
@@ -425,3 +447,17 @@ class OnnxRuntimeLatencyProfiler(Profiler):
                 "contended": found.contended,
             }
         return rows
+
+
+def _title(kernel: Kernel) -> str:
+    """Return a name of a kernel: ``Conv 3x3, 16 to 32 channels of 8x8, activation``."""
+    size = "x".join(map(str, kernel.shape[2:])) or "1"
+    channels = kernel.shape[1] if len(kernel.shape) > 1 else 1
+    through = f"{channels} to {kernel.channels}" if channels != kernel.channels else f"{channels}"
+    window = f" {kernel.window[0]}x{kernel.window[1]}" if len(kernel.window) > 1 else ""
+    stride = f", stride {kernel.window[2]}" if len(kernel.window) > 2 and kernel.window[2] != 1 else ""
+    groups = f", {kernel.groups} groups" if kernel.groups > 1 else ""
+    fused = (("activation", kernel.activation), ("sum", kernel.sum), ("constant", kernel.constant))
+    return f"{kernel.operator}{window}, {through} channels of {size}{stride}{groups}" + "".join(
+        f", {what}" for what, holds in fused if holds
+    )

@@ -90,6 +90,16 @@ class Profiler:
         """
         return 0.0
 
+    def stderrs(self, samples: Sequence[Sample]) -> np.ndarray:
+        """Return `stderr` of many members, shape (n_samples,); a subclass may be faster at it than one by one.
+
+        Parameters
+        ----------
+        samples : sequence of dict
+            The members.
+        """
+        return np.array([self.stderr(sample) for sample in samples], dtype=float)
+
     def expectation(self, probabilities: Mapping[str, Tensor]) -> Tensor:
         """Return the expected cost, in the unit of the profiler.
 

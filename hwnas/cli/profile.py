@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from hwnas.cli.profile_subject import Subject
-    from hwnas.cost import CostModel, Extreme
+    from hwnas.cost import Extreme
     from hwnas.experiment import Narrator
-    from hwnas.profilers import LatencyStore, OrtTarget
+    from hwnas.profilers import LatencyStore, OrtTarget, Profiler
     from hwnas.space import Mutable, Sample
 
 RANDOM_MEMBERS = 1000
@@ -57,6 +57,9 @@ def profile(
         typer.Option("--members", min=2, help="Whole members on which predictions are compared with measurements."),
     ] = 30,
     check: Annotated[bool, typer.Option("--check", help="Compare MACs with fvcore and PyTorch's counter.")] = False,
+    memory: Annotated[
+        bool, typer.Option("--memory", help="Tell activation and peak memory too; of large spaces that takes a while.")
+    ] = False,
     measure_on: Annotated[
         Path | None,
         typer.Option(
@@ -74,7 +77,7 @@ def profile(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Measure the parts of SPACE and tell what its members cost: latency, MACs, parameters."""
+    """Measure the parts of SPACE and tell what its members cost: latency, MACs, parameters, memory."""
     with exit_codes(debug=debug), narration() as narrator:
         if check:
             require_fvcore()
@@ -100,6 +103,7 @@ def profile(
                 seconds=seconds,
                 members=members,
                 check=check,
+                memory=memory,
                 results=measure_on,
                 plot=plot,
                 seed=seed,
@@ -154,18 +158,31 @@ def _profile(
     seconds: float,
     members: int,
     check: bool,
+    memory: bool,
     results: Path | None,
     plot: Path | None,
     seed: int,
 ) -> dict[str, Any]:
     import numpy as np
 
-    from hwnas.profilers import FlopsProfiler, NumParamsProfiler, OnnxRuntimeLatencyProfiler, TracedSpace
+    from hwnas.profilers import (
+        ActivationMemoryProfiler,
+        FlopsProfiler,
+        NumParamsProfiler,
+        OnnxRuntimeLatencyProfiler,
+        PeakMemoryProfiler,
+        TracedSpace,
+    )
 
     space = subject.make_space()
     narrator.stage("count multiply-adds and parameters")
     traced = TracedSpace(space, example)
     macs, parameters = FlopsProfiler(space, traced), NumParamsProfiler(space, traced)
+    if memory:
+        narrator.stage("follow the memory of activations")
+        needed = [ActivationMemoryProfiler(space, traced), PeakMemoryProfiler(space, traced)]
+    else:
+        needed = []
     comparison = compare_macs(space, macs, example, seed) if check else None
     narrator.stage("measure the parts of the space")
     latency = OnnxRuntimeLatencyProfiler(
@@ -183,14 +200,10 @@ def _profile(
     if latency.contended:
         narrator.say(latency.advice)
 
-    models = {
-        "latency_ms": latency.cost_model,
-        "macs": macs.cost_model,
-        "parameters": parameters.cost_model,
-    }
+    profilers: dict[str, Profiler] = {each.name: each for each in (latency, macs, parameters, *needed)}
     rng = np.random.default_rng(seed)
     samples = [space.random(random_state=rng) for _ in range(RANDOM_MEMBERS)]
-    costs = {name: np.asarray(model.evaluate(samples)) for name, model in models.items()}
+    costs = {name: _costs(profiler, samples) for name, profiler in profilers.items()}
     median = samples[int(np.argsort(costs["latency_ms"])[RANDOM_MEMBERS // 2])]
     found = {
         "space": subject.name,
@@ -199,15 +212,15 @@ def _profile(
         "random_members": RANDOM_MEMBERS,
         "device": latency.device.to_dict(),
         "target": latency.target.to_dict(),
-        "costs": {name: _spread(model, costs[name]) for name, model in models.items()},
+        "costs": {name: _spread(profiler, costs[name]) for name, profiler in profilers.items()},
         "spearman_macs_latency": _spearman(costs["macs"], costs["latency_ms"]),
-        "fastest_member": _member(models, latency.cost_model.minimum),
+        "fastest_member": _member(profilers, latency.cost_model.minimum),
         "median_member": {
             "sample": median,
-            **{name: float(model.evaluate(median)) for name, model in models.items()},
-            "parts": _parts(latency.cost_model, median),
+            **{name: profiler.profile(median) for name, profiler in profilers.items()},
+            "parts": _parts(latency.breakdown(median)),
         },
-        "slowest_member": _member(models, latency.cost_model.maximum),
+        "slowest_member": _member(profilers, latency.cost_model.maximum),
         "accuracy": report.to_dict(),
         "between_sessions": latency.between_sessions,
         "contended": latency.contended,
@@ -222,13 +235,23 @@ def _profile(
     return found
 
 
-def _member(models: Mapping[str, CostModel], extreme: Callable[[], Extreme]) -> dict[str, Any] | None:
+def _costs(profiler: Profiler, samples: Sequence[Sample]) -> Any:
+    import numpy as np
+
+    from hwnas.profilers import PeakMemoryProfiler
+
+    # The cost model of the peak is an upper bound.
+    exact = profiler if isinstance(profiler, PeakMemoryProfiler) else profiler.cost_model
+    return np.asarray(exact.evaluate(samples))
+
+
+def _member(profilers: Mapping[str, Profiler], extreme: Callable[[], Extreme]) -> dict[str, Any] | None:
     """Give the fastest or the slowest member with its costs; None where that is out of reach."""
     try:
         sample = extreme().sample
     except UnsupportedError:
         return None
-    return {"sample": sample, **{name: float(model.evaluate(sample)) for name, model in models.items()}}
+    return {"sample": sample, **{name: profiler.profile(sample) for name, profiler in profilers.items()}}
 
 
 def _size(space: Mutable) -> int | None:
@@ -240,11 +263,14 @@ def _size(space: Mutable) -> int | None:
         return None
 
 
-def _spread(model: CostModel, costs: Any) -> dict[str, Any]:
+def _spread(profiler: Profiler, costs: Any) -> dict[str, Any]:
     import numpy as np
 
+    model = profiler.cost_model
     try:
         low, high = model.minimum().cost, model.maximum().cost
+        if not getattr(profiler, "is_exact", True):
+            low = high = math.nan  # these are bounds of a bound
     except UnsupportedError:  # exact bounds are out of reach where very many labels depend on each other
         low = high = math.nan
     quantiles = {f"q{round(100 * q):02d}": float(np.quantile(costs, q)) for q in QUANTILES}
@@ -260,9 +286,9 @@ def _spearman(first: Any, second: Any) -> float:
     return float(stats.spearmanr(first, second).statistic)
 
 
-def _parts(model: CostModel, sample: Sample) -> list[dict[str, Any]]:
+def _parts(breakdown: Sequence[tuple[str, float]]) -> list[dict[str, Any]]:
     total: dict[str, float] = {}
-    for name, cost in model.breakdown(sample):
+    for name, cost in breakdown:
         if cost != 0:
             total[name] = total.get(name, 0.0) + cost
     ordered = sorted(total.items(), key=lambda part: -part[1])

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Final
 
 from hwnas.cli.output import compact, milliseconds, percent, print_lines, print_table, setting
 
 PARTS_SHOWN = 10
+COLUMNS: Final[Mapping[str, tuple[str, Callable[[float], str]]]] = {
+    "latency_ms": ("latency (ms)", milliseconds),
+    "macs": ("MACs", compact),
+    "parameters": ("parameters", compact),
+    "activation_bytes": ("activations (bytes)", compact),
+    "peak_bytes": ("peak memory (bytes)", compact),
+}
 LABELS_SHOWN = 16  # a member with more is in the output of --json only
 
 
@@ -46,9 +54,9 @@ def _print_costs(found: dict[str, Any]) -> None:
     size = "uncountably many" if found["members"] is None else f"{found['members']:,}"
     costs = found["costs"]
     shown = {
-        "latency (ms)": [milliseconds(cost) for cost in costs["latency_ms"].values()],
-        "MACs": [compact(cost) for cost in costs["macs"].values()],
-        "parameters": [compact(cost) for cost in costs["parameters"].values()],
+        title: [format(cost) for cost in costs[name].values()]
+        for name, (title, format) in COLUMNS.items()
+        if name in costs
     }
     headings = [f"{int(name[1:])} %" if name.startswith("q") else name for name in costs["latency_ms"]]
     rows = [(name, *cells) for name, cells in shown.items()]
@@ -62,12 +70,13 @@ def _print_costs(found: dict[str, Any]) -> None:
 
 def _print_members(found: dict[str, Any]) -> None:
     members = {name: found[f"{name}_member"] for name in ("fastest", "median", "slowest")}
+    told = {name: column for name, column in COLUMNS.items() if name in found["costs"]}
     rows = [
-        (name, milliseconds(member["latency_ms"]), compact(member["macs"]), compact(member["parameters"]))
-        for name, member in members.items()
+        (which, *(format(member[name]) for name, (_, format) in told.items()))
+        for which, member in members.items()
         if member is not None
     ]
-    print_table("members", ["", "latency (ms)", "MACs", "parameters"], rows)
+    print_table("members", ["", *(title for title, _ in told.values())], rows)
     for name, member in members.items():
         if member is not None and len(member["sample"]) <= LABELS_SHOWN:
             print_lines(f"{name}: {', '.join(f'{label} = {value}' for label, value in member['sample'].items())}")

@@ -10,7 +10,7 @@ import numpy as np
 from hwnas.cost import BudgetSampler, JointRanges, Range
 from hwnas.cost.domain import Domain
 from hwnas.errors import BudgetError
-from hwnas.profilers.filters import FilterLike, ProfilerFilter, as_filter, parts_of, ranges_in
+from hwnas.profilers.filters import FilterLike, ProfilerFilter, accept_many, as_filter, parts_of, ranges_in
 from hwnas.space import Mutable, Sample
 from hwnas.space.sampling import fresh
 from hwnas.strategies.cost_labels import cost_labels
@@ -96,6 +96,12 @@ class FeasibleSampler:
         """Tell whether a sample meets the filter and the constraints."""
         return self._structure.verdict(sample) is True and (self.filter is None or bool(self.filter(sample)))
 
+    def _accept_many(self, samples: Sequence[Sample]) -> list[bool]:
+        allowed = [i for i, sample in enumerate(samples) if self._structure.verdict(sample) is True]
+        wanted = accept_many(self.filter, [samples[i] for i in allowed])
+        accepted = {i for i, answer in zip(allowed, wanted, strict=True) if answer}
+        return [i in accepted for i in range(len(samples))]
+
     def cost(self, sample: Sample) -> float | None:
         """Return the cost that the filter looks at, the first of several, in its unit; None without one."""
         return self._profilers[0].profile(sample) if self._profilers else None
@@ -105,8 +111,9 @@ class FeasibleSampler:
         found: list[Sample] = []
         rejected = 0
         while len(found) < BLOCK:
-            for sample in self._propose(BLOCK - len(found), rng):
-                if self.accepts(sample):
+            proposed = self._propose(BLOCK - len(found), rng)
+            for sample, accepted in zip(proposed, self._accept_many(proposed), strict=True):
+                if accepted:
                     found.append(sample)
                     rejected = 0
                 else:

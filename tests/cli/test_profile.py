@@ -126,3 +126,21 @@ def test_measuring_on_another_device(run, tiny, tmp_path):
     found = json.loads(result.stdout)
     assert found["device"] == json.loads((tmp_path / "folder" / "results.json").read_text())["device"]
     assert found["accuracy"]["n"] == 3
+
+
+def test_memory_is_told_when_it_is_asked_for(run, tiny):
+    options = (tiny, "--batch-size", 2, "--seconds", 0.5, "--members", 4)
+    found = json.loads(run("profile", *options, "--memory", "--json").stdout)
+    # Two images of 64 pixels in floats: convolution, activation; the mean and the head are smaller.
+    activations, peak = found["costs"]["activation_bytes"], found["costs"]["peak_bytes"]
+    assert activations["min"] >= 2 * 64 * 4 * 4
+    assert list(activations.values()) == sorted(activations.values())
+    assert 2 * 64 * 4 * 5 <= peak["min"] <= activations["min"] + 2 * 64 * 4
+    assert peak["max"] <= activations["max"] + 2 * 64 * 4
+    for member in ("fastest_member", "median_member", "slowest_member"):
+        assert found[member]["peak_bytes"] > 0
+    table = run("profile", *options, "--memory").stdout
+    assert "peak memory (bytes)" in table
+    assert "activations (bytes)" in table
+    table = run("profile", *options).stdout
+    assert "bytes" not in table

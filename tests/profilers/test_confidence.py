@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from scipy import stats
 
 from hwnas.cost import CostModel, Factor
 from hwnas.errors import BudgetError
-from hwnas.profilers.filters import AllOf, RangeProfilerFilter, as_filter, parts_of, ranges_in
+from hwnas.profilers.filters import AllOf, RangeProfilerFilter, accept_many, as_filter, parts_of, ranges_in
 from hwnas.profilers.profiler import Profiler
 from hwnas.space import Categorical, MutableList, Sample
 from hwnas.strategies import Budget
@@ -70,6 +70,39 @@ def test_what_is_accepted(confidence: float, more: Callable[[Sample], float]) ->
     assert within.low is not None
     assert within.high is not None
     assert all(within.low <= profiler.profile(sample) <= within.high for sample in accepted)
+
+
+@pytest.mark.parametrize("confidence", [None, 0.9])
+def test_many_are_accepted_as_each_is(confidence: float | None) -> None:
+    within = RangeProfilerFilter(Uncertain(0.02, wider_where_a_is_large), 14.2, 19.3, confidence)
+    each = [within(sample) for sample in SAMPLES]
+    assert within.accept_many(SAMPLES) == each
+    assert within.accept_many([]) == []
+
+    def is_even(sample: Sample) -> bool:
+        return bool(sample["c"] % 2 == 0)
+
+    assert accept_many(AllOf([within, is_even]), SAMPLES) == [
+        one and is_even(sample) for one, sample in zip(each, SAMPLES, strict=True)
+    ]
+    assert accept_many(None, SAMPLES) == [True] * len(SAMPLES)
+
+
+def test_errors_are_asked_for_many_at_once_when_members_are_drawn() -> None:
+    class Asked(Uncertain):
+        asked: list[int]
+
+        def stderrs(self, samples: Sequence[Sample]) -> np.ndarray:
+            self.asked.append(len(samples))
+            return super().stderrs(samples)
+
+    profiler = Asked(0.03, wider_where_a_is_large)
+    profiler.asked = []
+    sampler = FeasibleSampler(space(), {"profiler": profiler, "min": 13.0, "max": 18.0, "confidence": 0.9})
+    drawn = [sampler.sample(i) for i in range(64)]
+    assert all(probability(profiler, sample, 13.0, 18.0) >= 0.9 for sample in drawn)
+    assert profiler.asked[0] > 30
+    assert len(profiler.asked) < 8
 
 
 @pytest.mark.parametrize("more", [lambda sample: 0.0, wider_where_a_is_large])

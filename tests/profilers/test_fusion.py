@@ -21,6 +21,7 @@ from hwnas.profilers.composition import adds_choices
 from hwnas.profilers.fusion import Fusion
 from hwnas.profilers.kernel import Kernel
 from hwnas.profilers.kernel_table import KernelTable
+from hwnas.profilers.latency import _title
 from hwnas.profilers.optimised import channel_block, kernels_of, optimised_graph
 from hwnas.profilers.profiler import domain_of
 from hwnas.profilers.traced_space import TracedSpace
@@ -237,6 +238,14 @@ def test_a_cell_space_is_predicted_from_kernels(monkeypatch: pytest.MonkeyPatch)
     assert report.mape < 0.02
     assert report.spearman > 0.99
     uniform = {f"cell/{i}_{j}": torch.full((3,), 1 / 3) for j in range(1, 4) for i in range(j)}
+    sample = space.random(random_state=5)
+    parts = dict(profiler.breakdown(sample))
+    assert sum(parts.values()) == pytest.approx(profiler.profile(sample))
+    assert parts.pop("constant") == OVERHEAD
+    (workload,) = profiler._members.workloads([profiler._members.member(sample)], profiler.target)
+    kernels = kernels_of(workload.model, profiler.target)
+    assert sorted(name.split()[0] for name in parts) == sorted(str(n) for n in kernels.values())
+    assert sorted(name.split()[2].rstrip(",") for name in parts) == sorted(kernel.operator for kernel in kernels)
     everything = profiler.cost_model.evaluate([*space.grid()])
     assert float(profiler.expectation(uniform)) == pytest.approx(float(np.mean(everything)), rel=1e-4)
 
@@ -285,3 +294,11 @@ def test_an_unknown_granularity_is_an_error() -> None:
     granularity: Any = "layers"
     with pytest.raises(ValueError, match="'layers'; expected one of auto, blocks, kernels"):
         OnnxRuntimeLatencyProfiler(Mixed(), torch.zeros(1, 3, 8, 8), granularity=granularity)
+
+
+def test_kernels_have_names_that_people_can_read() -> None:
+    conv = Kernel("Conv", (3, 3, 2), 1, (1, 16, 32, 32), 32, activation=True, sum=True)
+    assert _title(conv) == "Conv 3x3, 16 to 32 channels of 32x32, stride 2, activation, sum"
+    assert _title(Kernel("Conv", (5, 5, 1), 8, (1, 8, 4, 4), 8)) == "Conv 5x5, 8 channels of 4x4, 8 groups"
+    assert _title(Kernel("Add", (), 1, (1, 8, 4, 4), 8, constant=True)) == "Add, 8 channels of 4x4, constant"
+    assert _title(Kernel("Gemm", (), 1, (2, 64), 10)) == "Gemm, 64 to 10 channels of 1"

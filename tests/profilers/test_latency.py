@@ -298,6 +298,26 @@ def test_a_confidence_counts_with_the_error_of_each_member(install: Callable[...
     assert 0 < sum(feasible) < sum(each.latency_ms <= limit for each in predicted)
 
 
+def test_errors_of_many_members_are_those_of_each(install: Callable[..., Machine]) -> None:
+    install(by_key)
+    profiler = OnnxRuntimeLatencyProfiler(Net(), X)
+    members = list(Net().grid())
+    each = [profiler.predict(sample).stderr_ms for sample in members]
+    np.testing.assert_allclose(profiler.stderrs(members), each, rtol=1e-9)
+    assert len(set(each)) > 3
+    assert profiler.stderrs([]).shape == (0,)
+
+
+def test_a_breakdown_adds_up_to_the_prediction(install: Callable[..., Machine]) -> None:
+    install(by_key)
+    profiler = OnnxRuntimeLatencyProfiler(Net(), X)
+    sample = Net().default()
+    parts = profiler.breakdown(sample)
+    assert sum(cost for _, cost in parts) == pytest.approx(profiler.profile(sample))
+    assert dict(parts)["constant"] == profiler.overhead_ms
+    assert {"stem", "head"} <= {name for name, _ in parts}
+
+
 def test_without_calibration_nothing_is_fitted(install: Callable[..., Machine]) -> None:
     machine = install()
     profiler = OnnxRuntimeLatencyProfiler(Net([4]), X, calibration=0)
@@ -306,6 +326,7 @@ def test_without_calibration_nothing_is_fitted(install: Callable[..., Machine]) 
     assert math.isnan(profiler.relative_residual)
     assert math.isnan(profiler.predict(Net([4]).default()).stderr_ms)
     assert math.isnan(profiler.least_relative_stderr)
+    assert np.isnan(profiler.stderrs([Net([4]).default()] * 2)).tolist() == [True, True]
     assert len(machine.calls[0]) == len(profiler.table())
 
 
