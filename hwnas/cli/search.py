@@ -37,6 +37,14 @@ def search(
         typer.Option("--out", file_okay=False, show_default="runs/<space>-<time>", help="The run folder."),
     ] = None,
     store: Store = None,
+    latency_from: Annotated[
+        Path | None,
+        typer.Option(
+            "--latency-from",
+            metavar="FOLDER",
+            help="Another device: what `hwnas profile SPACE --measure-on FOLDER` brought back for this --seed.",
+        ),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     batch_size: BatchSize = 64,
     threads: Threads = 1,
@@ -96,7 +104,13 @@ def search(
         task = experiment.load_task(space, seed)
         narrator.say(f"run folder: {folder}")
         result = experiment.run_search(
-            task, settings, folder, store=store or default_store(), resume=resume, narrator=narrator
+            task,
+            settings,
+            folder,
+            store=store or default_store(),
+            latency_from=latency_from,
+            resume=resume,
+            narrator=narrator,
         )
     if as_json:
         print_json(result.to_dict())

@@ -41,7 +41,7 @@ def print_search(result: SearchResult, space: Mutable) -> None:
             percent(row.test_accuracy),
             f"{budget:g}",
             milliseconds(row.predicted_ms, row.predicted_stderr_ms),
-            milliseconds(row.measured_ms, row.measured_stderr_ms),
+            "not measured" if row.measured_ms is None else milliseconds(row.measured_ms, row.measured_stderr_ms),
             compact(row.macs),
             compact(row.parameters),
         )
@@ -59,7 +59,7 @@ def print_search(result: SearchResult, space: Mutable) -> None:
         print_lines(f"{NAMES.get(row.name, row.name)}: {values}")
     files = f"files: {result.folder} (the exported model is in {result.folder}/model)"
     print_lines("", _agreement(result), files)
-    if not result.meets_budget:
+    if not result.meets_budget and result.chosen.measured_ms is not None:
         over = result.chosen.measured_ms / budget - 1
         print_lines(
             f"warning: measured again, the exported model takes {result.chosen.measured_ms:.3f} ms; "
@@ -68,7 +68,9 @@ def print_search(result: SearchResult, space: Mutable) -> None:
 
 
 def _agreement(result: SearchResult) -> str:
-    errors = [abs(row.predicted_ms / row.measured_ms - 1) for row in result.rows]
+    errors = [abs(row.predicted_ms / row.measured_ms - 1) for row in result.rows if row.measured_ms is not None]
+    if not errors:
+        return "predicted from the results of another device; measure the exported model there"
     mean, largest = sum(errors) / len(errors), max(errors)
     text = (
         f"predicted and measured latency of these {len(errors)} models differ by {percent(mean)} on average, "

@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
-from hwnas.errors import BudgetError
+from hwnas.errors import BudgetError, HwnasError
 from hwnas.experiment.checkpoints import WholeCheckpoints, existing_checkpoint
 from hwnas.experiment.narrator import Narrator, Silent
 from hwnas.experiment.result import ModelRow, SearchResult
@@ -61,6 +61,7 @@ def run_search(
     folder: str | Path,
     *,
     store: str | Path | None = None,
+    latency_from: str | Path | None = None,
     resume: bool = False,
     narrator: Narrator | None = None,
 ) -> SearchResult:
@@ -81,6 +82,10 @@ def run_search(
         The run folder. A stopped run goes on from there.
     store : path-like, optional
         The latency store, shared by runs; in memory unless given.
+    latency_from : path-like, optional
+        A folder of `hwnas.profilers.prepare_folder`, made with the same space, batch size and seed, that came back from
+        another device with its results. The budget is then that of the device, and nothing is measured: what is chosen
+        meets the budget as predicted.
     resume : bool, default False
         Whether to go on with the run in `folder`.
     narrator : Narrator, optional
@@ -93,12 +98,17 @@ def run_search(
 
     Raises
     ------
+    HwnasError
+        When the results of another device are not those of the settings.
     BudgetError
         When no member meets the budget. The message names the minimum and what blocks it.
     RunFolderError, StoreError, TrainingError, VerificationError
         When a stage fails. What was finished before is kept.
     """
-    run = _Run(task, settings, RunFolder(folder, {"task": task.name, **settings.to_dict()}, resume=resume), narrator)
+    described = {"task": task.name, **settings.to_dict()}
+    if latency_from is not None:
+        described["latency_from"] = str(latency_from)
+    run = _Run(task, settings, RunFolder(folder, described, resume=resume), narrator, latency_from)
     with LatencyStore(store) as opened, torch_threads(settings.train_threads):
         return run.search(opened)
 
@@ -115,8 +125,15 @@ def torch_threads(n: int) -> Iterator[None]:
 
 
 class _Run:
-    def __init__(self, task: Task, settings: SearchSettings, folder: RunFolder, narrator: Narrator | None) -> None:
-        self.task, self.settings, self.folder = task, settings, folder
+    def __init__(
+        self,
+        task: Task,
+        settings: SearchSettings,
+        folder: RunFolder,
+        narrator: Narrator | None,
+        latency_from: str | Path | None = None,
+    ) -> None:
+        self.task, self.settings, self.folder, self.latency_from = task, settings, folder, latency_from
         self.narrator: Narrator = Silent() if narrator is None else narrator
         self.seconds: dict[str, float] = {}
 
@@ -135,12 +152,16 @@ class _Run:
             profiler = OnnxRuntimeLatencyProfiler(
                 space,
                 example,
-                target,
+                target if self.latency_from is None else None,
                 store=store,
                 budget_s=settings.profile_s,
                 seed=settings.seed,
+                results=self.latency_from,
                 progress=self.narrator.progress,
             )
+            self._check_target(profiler.target)
+            if profiler.contended:
+                self.narrator.say(profiler.advice)
             budget = self._budget(profiler)
         with self.stage("supernet", f"train the super-net on members within {budget.bounds['latency_ms']:.3g} ms"):
             strategy = self._train_supernet(space, budget)
@@ -165,7 +186,7 @@ class _Run:
                 "test_accuracy": trained["chosen"][2],
                 "predicted_latency_ms": profiler.profile(chosen),
                 "device": profiler.device.to_dict(),
-                "target": target.to_dict(),
+                "target": profiler.target.to_dict(),
             }
             bundle = write_bundle(
                 self.folder.path / "model",
@@ -186,8 +207,8 @@ class _Run:
                 test_accuracy=trained[name][2],
                 predicted_ms=predicted[name].latency_ms,
                 predicted_stderr_ms=predicted[name].stderr_ms,
-                measured_ms=measured[name].latency_ms,
-                measured_stderr_ms=measured[name].stderr_ms,
+                measured_ms=measured[name].latency_ms if name in measured else None,
+                measured_stderr_ms=measured[name].stderr_ms if name in measured else None,
                 macs=flops.profile(sample),
                 parameters=int(parameters.profile(sample)),
             )
@@ -205,6 +226,17 @@ class _Run:
         self.folder.save("result.json", result.to_dict())
         return result
 
+    def _check_target(self, target: OrtTarget) -> None:
+        for name, given, found in (
+            ("threads", self.settings.threads, target.intra_op_threads),
+            ("precision", self.settings.precision, target.precision),
+        ):
+            if given != found:
+                raise HwnasError(
+                    f"{self.latency_from} was measured with {name} {found}, and the search is for {name} {given}. Give "
+                    f"--{name} {found}, or prepare and run the folder with --{name} {given}"
+                )
+
     def _budget(self, profiler: OnnxRuntimeLatencyProfiler) -> Budget:
         """Return the budget that members are looked at within; raise when none meets that of the settings."""
         settings = self.settings
@@ -213,8 +245,6 @@ class _Run:
             f"members take from {low:.3f} to {high:.3f} ms; whole members agree with their prediction within "
             f"{100 * profiler.relative_residual:.1f} % (standard deviation of {len(profiler.anchors)})"
         )
-        if profiler.contended:
-            self.narrator.say(profiler.advice)
         budget = Budget(
             {"latency_ms": settings.max_latency_ms * (1 - TO_SPARE)}, profiler, confidence=settings.confidence
         )
@@ -341,7 +371,9 @@ class _Run:
     def _measure_models(
         self, models: dict[str, nn.Module], exported: bytes, profiler: OnnxRuntimeLatencyProfiler
     ) -> dict[str, Measurement]:
-        """Measure the exported file and the other models, interleaved, anew."""
+        """Measure the exported file and the other models, interleaved, anew; nothing is known of another device."""
+        if not profiler.measures_here:
+            return {}
         example = self.task.example(self.settings.batch_size)
         others = [name for name in models if name != "chosen"]
         graphs = export_many([models[name] for name in others], [(example,)] * len(others))

@@ -59,7 +59,7 @@ def make_result() -> Callable[..., SearchResult]:
         f"stage{stage}/block{block}": "sep3" for stage in (1, 2) for block in range(3)
     }
 
-    def make(measured_ms: float = 0.98, **settings: Any) -> SearchResult:
+    def make(measured_ms: float | None = 0.98, **settings: Any) -> SearchResult:
         row = ModelRow(
             name="chosen",
             sample=sample,

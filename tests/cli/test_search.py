@@ -73,6 +73,7 @@ def test_every_option_arrives(run, fake_search, tmp_path):
         "--profile-seconds": 1.5,
         "--out": tmp_path / "run",
         "--store": tmp_path / "store.sqlite",
+        "--latency-from": tmp_path / "pi5",
     }
     result = run(*ENOUGH, *(word for pair in options.items() for word in pair), "--resume")
     assert result.exit_code == 0
@@ -93,6 +94,7 @@ def test_every_option_arrives(run, fake_search, tmp_path):
     assert call["task"].name == "digits"
     assert call["folder"] == tmp_path / "run"
     assert call["store"] == tmp_path / "store.sqlite"
+    assert call["latency_from"] == tmp_path / "pi5"
     assert call["resume"] is True
 
 
@@ -116,6 +118,15 @@ def test_each_run_gets_a_folder_and_all_share_the_store(run, fake_search, tmp_pa
     assert calls[0]["folder"].name.startswith("digits-")
     assert calls[0]["store"] == tmp_path / "cache" / "hwnas" / "latency.sqlite"
     assert calls[0]["resume"] is False
+
+
+def test_what_was_not_measured_is_not_made_up(run, fake_search, make_result):
+    fake_search(make_result(None))
+    result = run(*ENOUGH)
+    assert result.exit_code == 0
+    assert "not measured" in result.stdout
+    assert "predicted from the results of another device" in result.stdout
+    assert "warning" not in result.stdout
 
 
 def test_a_measured_latency_over_the_budget_is_pointed_out(run, fake_search, make_result):

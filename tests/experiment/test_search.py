@@ -16,7 +16,7 @@ from typer.testing import CliRunner, Result
 
 from hwnas.cli import app
 from hwnas.cost import CostModel, Factor
-from hwnas.errors import BudgetError, StoreError, TrainingError, VerificationError
+from hwnas.errors import BudgetError, HwnasError, StoreError, TrainingError, VerificationError
 from hwnas.experiment import (
     STRATEGIES,
     ModelRow,
@@ -31,7 +31,7 @@ from hwnas.experiment import (
 from hwnas.experiment import search as search_module
 from hwnas.experiment.run_folder import RunFolder
 from hwnas.export import export_onnx, load_bundle, verify_onnx
-from hwnas.profilers import Profiler
+from hwnas.profilers import OrtTarget, Profiler, Workload, describe_device, prepare_folder
 from hwnas.space import sample_from_json
 
 # Copies of a run lie elsewhere, and Lightning says so.
@@ -448,3 +448,33 @@ def test_the_budget_that_members_are_looked_at_within(tiny: Task, tmp_path: Path
     assert "no member is within the budget with a probability of 90 %" in said[-1]
     with pytest.raises(BudgetError):
         bound(0.99)
+
+
+def test_a_search_for_another_device(tiny: Task, machine: Any, tmp_path: Path) -> None:
+    """One that is ten times as slow; the same machine, asked for models in a folder, stands in for it."""
+    device = tmp_path / "device"
+    prepare_folder(device, tiny.make_space(), tiny.example(4), held_out=0)
+    plan = json.loads((device / "plan.json").read_text())
+    models = {each["key"]: (device / "models" / f"{each['key']}.onnx").read_bytes() for each in plan["workloads"]}
+    session = asdict(machine([Workload(key, model) for key, model in models.items()], OrtTarget()))
+    for found in (*session["measurements"].values(), session["overhead"]):
+        found["latency_ms"], found["stderr_ms"] = 10 * found["latency_ms"], 10 * found["stderr_ms"]
+    results = {"schema_version": plan["schema_version"], "target": plan["target"], "session": session}
+    about = {**describe_device().to_dict(), "cpu_model": "a slow one"}
+    (device / "results.json").write_text(json.dumps({**results, "device": about}))
+
+    before = machine.measured
+    quick = settings(max_latency_ms=10 * BUDGET, supernet_epochs=1, evaluations=4, finalists=1)
+    result = run_search(tiny, quick, tmp_path / "run", latency_from=device)
+    assert machine.measured == before  # nothing here
+    for row in result.rows:
+        assert row.predicted_ms == pytest.approx(10 * latency_of(row.sample), rel=0.2)
+        assert row.measured_ms is None
+    assert result.meets_budget
+    assert load_bundle(tmp_path / "run" / "model").metadata["device"]["cpu_model"] == "a slow one"
+    with pytest.raises(RunFolderError, match="latency_from"):
+        run_search(tiny, quick, tmp_path / "run", resume=True)
+    with pytest.raises(HwnasError, match=r"was measured with threads 1.*Give --threads 1"):
+        run_search(tiny, settings(threads=2), tmp_path / "other", latency_from=device)
+    with pytest.raises(BudgetError):
+        run_search(tiny, settings(max_latency_ms=0.05), tmp_path / "impossible", latency_from=device)
