@@ -17,7 +17,7 @@ from hwnas.profilers.accuracy import AccuracyReport, compare
 from hwnas.profilers.composition import Granularity, calibration_members, composition_of, features_of
 from hwnas.profilers.device import Device, describe_device
 from hwnas.profilers.elsewhere import read_results, write_folder
-from hwnas.profilers.fusion import Kernel
+from hwnas.profilers.kernel import Kernel
 from hwnas.profilers.kernel_table import KernelTable
 from hwnas.profilers.latency_parts import LatencyParts, Members, Progress, held_out_members
 from hwnas.profilers.measurement import Measurement
