@@ -43,6 +43,9 @@ struct Block {
   std::int64_t offset;  // of the first element in the tensor
   std::int64_t rows, stride, length;
   std::int64_t first, channels, inner;
+
+  // Elements between what for_each_vector works on and what it comes to next in this column.
+  std::int64_t ahead() const { return kUnroll * stride; }
 };
 
 struct Blocks {

@@ -116,6 +116,7 @@ void forward_piece(const MaskScale& args, const typename Element<T>::Scalar* col
     const Scalar* mask = column_mask + piece.column;
     std::int64_t c = 0;
     const auto step = [&](std::int64_t at) HWNAS_INLINE {
+      fetch_to_write(out + at, kAhead<T>);
       E::store(out + at, scale * Element<Scalar>::load(mask + at) * E::load(w + at));
     };
     for (; c + kUnroll * E::lanes <= piece.columns; c += kUnroll * E::lanes) {

@@ -160,6 +160,7 @@ void forward(const MixedBnSum& args, int threads) {
     const S* const tables[] = {near};
     add_sums<S, T>(block, tables, first, second,
                    [&](const auto& access, std::int64_t i, const auto& parameters, auto& a, auto& b) {
+                     fetch_to_read(y + i, block.ahead());
                      const auto d = access.load(y + i) - parameters[0];
                      a += d;
                      b += d * d;
@@ -212,7 +213,9 @@ void forward(const MixedBnSum& args, int threads) {
                            }
                            for (int u = 0; u < together.value; ++u) {
                              if (clamped) total[u] = clamp(total[u]);
-                             access.store(static_cast<T*>(args.out) + i + u * block.stride, total[u]);
+                             T* out = static_cast<T*>(args.out) + i + u * block.stride;
+                             fetch_to_write(out, block.ahead());
+                             access.store(out, total[u]);
                            }
                          });
     }
@@ -262,6 +265,7 @@ void backward(const MixedBnSumBackward& args, int threads) {
       const S* const tables[] = {centres.data + table, scales.data + table, forward_shifts.data + table};
       add_sums<S, T>(block, tables, first, second,
                      [&](const auto& access, std::int64_t i, const auto& parameters, auto& a, auto& b) {
+                       fetch_to_read(y + i, block.ahead());
                        const auto d = access.load(y + i) - parameters[0];
                        const auto grad = clamp.gradient(parameters[2] + parameters[1] * d, access.load(g + i));
                        a += grad;
@@ -272,6 +276,7 @@ void backward(const MixedBnSumBackward& args, int threads) {
     const S* const tables[] = {centres.data + table};
     add_sums<S, T>(block, tables, first, second,
                    [&](const auto& access, std::int64_t i, const auto& parameters, auto& a, auto& b) {
+                     fetch_to_read(y + i, block.ahead());
                      const auto grad = access.load(g + i);
                      a += grad;
                      b += grad * (access.load(y + i) - parameters[0]);
@@ -318,6 +323,7 @@ void backward(const MixedBnSumBackward& args, int threads) {
                            if (!normalised) {
                              for (int u = 0; u < together.value; ++u) {
                                const std::int64_t i = first + u * block.stride;
+                               fetch_to_write(gy + i, block.ahead());
                                access.store(gy + i, a * access.load(g + i));
                              }
                              return;
@@ -328,6 +334,7 @@ void backward(const MixedBnSumBackward& args, int threads) {
                            const auto d = clamped ? forward_shift.load(column) : c;
                            for (int u = 0; u < together.value; ++u) {
                              const std::int64_t i = first + u * block.stride;
+                             fetch_to_write(gy + i, block.ahead());
                              const auto centred = access.load(y + i) - m;
                              auto grad = access.load(g + i);
                              if (clamped) grad = clamp.gradient(d + a * centred, grad);

@@ -31,7 +31,10 @@ void forward_range(const MixedSum& args, std::int64_t begin, std::int64_t end) {
       const T* p = x(k) + i;
       for (int u = 0; u < kUnroll; ++u) sum[u] += w[k] * E::load(p + u * E::lanes);
     }
-    for (int u = 0; u < kUnroll; ++u) E::store(out + i + u * E::lanes, sum[u]);
+    for (int u = 0; u < kUnroll; ++u) {
+      fetch_to_write(out + i + u * E::lanes, kAhead<T>);
+      E::store(out + i + u * E::lanes, sum[u]);
+    }
   }
   for (; i < end; ++i) {
     Scalar sum = w[0] * E::get(x(0) + i);
@@ -52,8 +55,14 @@ double backward_block(const T* g, const T* x, T* gx, typename Element<T>::Scalar
     for (int u = 0; u < kUnroll; ++u) {
       const std::int64_t at = i + u * E::lanes;
       const Vector grad = E::load(g + at);
-      if (Dot) sum[u] += grad * E::load(x + at);
-      if (Scale) E::store(gx + at, w * grad);
+      if (Dot) {
+        fetch_to_read(x + at, kAhead<T>);
+        sum[u] += grad * E::load(x + at);
+      }
+      if (Scale) {
+        fetch_to_write(gx + at, kAhead<T>);
+        E::store(gx + at, w * grad);
+      }
     }
   }
   Scalar tail = 0;
