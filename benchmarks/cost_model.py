@@ -2,9 +2,10 @@
 
     python benchmarks/cost_model.py [SPACE ...]
 
-For each space: seconds for the FLOPs profiler; milliseconds of an expectation with gradients for all probabilities;
-members evaluated in a second, as arrays of option indices and as dictionaries; seconds to prepare draws within one
-range and within two. Times are of the processor, medians over rounds; the load of the machine stands beside them.
+For each space of the hub: seconds for the symbolic run, which profilers share, and beyond it for each profiler;
+milliseconds of an expectation with gradients for all probabilities; members evaluated in a second, as arrays of option
+indices and as dictionaries; seconds to prepare draws within one range and within two. Times are of the processor,
+medians over rounds; the load of the machine stands beside them.
 """
 
 from __future__ import annotations
@@ -24,9 +25,23 @@ import torch
 
 import hwnas.hub
 from hwnas.cost import CostModel, JointRanges, Range
-from hwnas.profilers import FlopsProfiler, NumParamsProfiler
+from hwnas.errors import UnsupportedError
+from hwnas.profilers import (
+    ActivationMemoryProfiler,
+    FlopsProfiler,
+    NumParamsProfiler,
+    PeakMemoryProfiler,
+    TracedSpace,
+)
 
-SPACES = ("MobileNetV3Space", "ProxylessNASSpace", "ShuffleNetV2Space", "NASBench201Space", "DigitsSpace")
+SPACES = tuple(name for name in hwnas.hub.__all__ if name.endswith("Space"))
+
+PROFILERS: dict[str, Any] = {
+    "flops": FlopsProfiler,
+    "parameters": NumParamsProfiler,
+    "activations": ActivationMemoryProfiler,
+    "peak": PeakMemoryProfiler,
+}
 
 
 def seconds(call: Callable[[], Any], rounds: int = 1) -> float:
@@ -39,13 +54,27 @@ def seconds(call: Callable[[], Any], rounds: int = 1) -> float:
     return statistics.median(taken)
 
 
+def expectation_ms(model: CostModel, probabilities: dict[str, torch.Tensor], rounds: int) -> float:
+    """Return the milliseconds that an expectation takes with its gradients; the first makes a plan and is left out."""
+    model.expectation(probabilities).backward()
+    return 1e3 * seconds(lambda: model.expectation(probabilities).backward(), 4 * rounds)
+
+
 def figures(name: str, members: int, rounds: int) -> dict[str, Any]:
     space = getattr(hwnas.hub, name)()
     example = torch.zeros(1, *space.input_shape)
-    built: list[FlopsProfiler] = []
-    build_s = seconds(lambda: built.append(FlopsProfiler(space, example)))
-    model: CostModel = built[0].cost_model
-    size = NumParamsProfiler(space, example).cost_model
+    traces: list[TracedSpace] = []
+    trace_s = seconds(lambda: traces.append(TracedSpace(space, example)))
+    models: dict[str, CostModel] = {}
+    build_s: dict[str, float | None] = {}
+    for key, profiler in PROFILERS.items():
+        started = time.process_time()
+        try:
+            models[key] = profiler(space, traces[0]).cost_model
+        except UnsupportedError as error:
+            print(f"{name}, {key}: {error}")
+        build_s[key] = time.process_time() - started if key in models else None
+    model, size = models["flops"], models["parameters"]
     rows = model.sampler().draw(members)
     samples = model.samples(rows)
     probabilities = {
@@ -61,8 +90,9 @@ def figures(name: str, members: int, rounds: int) -> dict[str, Any]:
     return {
         "labels": len(model.labels),
         "tables": len(model.factors),
-        "build_s": build_s,
-        "expectation_ms": 1e3 * seconds(lambda: model.expectation(probabilities).backward(), 20 * rounds),
+        "trace_s": trace_s,
+        **{f"{key}_s": taken for key, taken in build_s.items()},
+        **{f"expectation_{key}_ms": expectation_ms(each, probabilities, rounds) for key, each in models.items()},
         "arrays_per_s": members / seconds(lambda: model.evaluate(rows), rounds),
         "dictionaries_per_s": members / seconds(lambda: model.evaluate(samples), rounds),
         "one_range_s": within_one_s,
@@ -84,7 +114,7 @@ def main() -> None:
     for name in arguments.spaces:
         found = figures(name, arguments.members, arguments.rounds)
         report["spaces"][name] = {"load": os.getloadavg()[0], **found}
-        print(name, ", ".join(f"{key} {value:.4g}" for key, value in found.items()), flush=True)
+        print(name, ", ".join(f"{k} {v:.4g}" for k, v in found.items() if v is not None), flush=True)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(report, indent=2) + "\n")
 

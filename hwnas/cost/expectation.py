@@ -13,7 +13,11 @@ from torch import Tensor
 from hwnas.cost.compiled import Compiled
 from hwnas.cost.elimination import MAX_ENTRIES, elimination_order, largest_table, neighbours
 from hwnas.cost.factor import Table
+from hwnas.cost.substitution import Substitution
 from hwnas.errors import UnsupportedError
+
+#: The largest table that is made by putting in what an intermediate is computed from; beyond it, elimination.
+MAX_REPLACED = 1_000_000
 
 
 class _Weighted(NamedTuple):
@@ -40,7 +44,8 @@ class Expectation:
     This is exact when labels are chosen independently, also when one label occurs in many tables, since every
     table holds a label at most once and expectations add up.
 
-    Intermediates are not independent of the labels. Tables that depend on them are added up and the labels are
+    Intermediates are not independent of the labels. What they are computed from takes their place, see `Substitution`.
+    Where that would make large tables, those that depend on them are added up and the labels are
     eliminated one by one, in pairs of a probability and of a cost times it, which multiply as
     :math:`(p, c)(q, d) = (pq, cq + pd)`.
 
@@ -60,6 +65,7 @@ class Expectation:
         self._n_labels = compiled.n_labels
         names = compiled.labels[: compiled.n_labels]
         self._sizes = dict(zip(names, compiled.sizes, strict=False))
+        self._positions = compiled.used_labels
         self._used = [compiled.labels[p] for p in compiled.used_labels]
         plain = [table for table in compiled.tables if max(table.scope) < compiled.n_labels]
         # Tables of one shape are contracted together: far fewer operators for the equal blocks of a network.
@@ -73,8 +79,12 @@ class Expectation:
             )
             for shape, group in by_shape.items()
         ]
-        self._eliminations = _eliminations(compiled)
         arrays = [table for _, table in self._groups]
+        plan = Substitution(compiled, min(MAX_ENTRIES, MAX_REPLACED)) if len(plain) < len(compiled.tables) else None
+        self._plan = plan if plan is not None and plan.feasible else None
+        if self._plan is not None:
+            arrays += [*self._plan.tables, *self._plan.arrays]
+        self._eliminations = [] if self._plan is not None else _eliminations(compiled)
         for part in self._eliminations:
             arrays += [table.values for table in (*part.costs, *part.definitions)]
         self._arrays = arrays
@@ -119,6 +129,10 @@ class Expectation:
                 p = torch.stack([given[label] for label in axis]).to(dtype)  # (G, n_axis)
                 table = (table * p.reshape(p.shape[0], *[1] * (table.ndim - 2), p.shape[1])).sum(-1)
             total = total + table.sum()
+        if self._plan is not None:
+            tables = [next(tensors) for _ in self._plan.tables]
+            by_position = {p: given[self._labels[p]].to(dtype) for p in self._positions}
+            total = total + self._plan.run(tables, list(tensors), by_position)
         for part in self._eliminations:
             pool = [_Weighted(table.scope, None, next(tensors)) for table in part.costs]
             pool += [_Weighted(table.scope, next(tensors), None) for table in part.definitions]
@@ -134,7 +148,10 @@ class Expectation:
         key = (dtype, device)
         if key not in self._tensors:
             with torch.inference_mode(False):  # what a validation step caches must serve training too
-                self._tensors[key] = [torch.tensor(array, dtype=dtype, device=device) for array in self._arrays]
+                self._tensors[key] = [
+                    torch.tensor(array, dtype=None if array.dtype.kind == "i" else dtype, device=device)
+                    for array in self._arrays
+                ]
         return self._tensors[key]
 
 

@@ -24,6 +24,12 @@ LABELS = ["w1", "w2", "w3", "w4"]
 DOMAIN = {**{label: WIDTHS for label in LABELS}, "kernel": [1, 3], "idle": [0, 1, 2]}
 
 
+@pytest.fixture(autouse=True, params=[expectation.MAX_REPLACED, 1], ids=["replaced", "eliminated"])
+def both_ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Expectations put in what intermediates are computed from, or eliminate labels."""
+    monkeypatch.setattr(expectation, "MAX_REPLACED", request.param)
+
+
 def prefix_sums() -> list[Intermediate]:
     """w1 + w2, w1 + w2 + w3, and so on."""
     sums: list[Intermediate] = []
@@ -151,6 +157,7 @@ def test_tables_that_cannot_be_eliminated_together_are_eliminated_one_by_one(mon
     model, truth = dense_net()
     p = {label: torch.full((len(v),), 1 / len(v), dtype=torch.double) for label, v in DOMAIN.items()}
     largest = expectation._largest
+    monkeypatch.setattr(expectation, "MAX_REPLACED", 1)
 
     def large_together(compiled: Compiled, part: expectation._Elimination) -> tuple[int, tuple[int, ...]]:
         entries, labels = largest(compiled, part)
