@@ -21,7 +21,7 @@ from hwnas.cost import CostModel
 from hwnas.errors import BudgetError, StoreError
 from hwnas.profilers import LatencyStore, Measurement, OnnxRuntimeLatencyProfiler, OrtTarget, SessionResult, Workload
 from hwnas.profilers import RangeProfilerFilter as Within
-from hwnas.profilers.latency import REFERENCES
+from hwnas.profilers.latency import REFERENCES, VISITS
 from hwnas.profilers.units import Workpiece
 from hwnas.space import Sample
 
@@ -97,9 +97,11 @@ class Machine:
     def __init__(self, latency: Callable[[Workload], float], speed: float = 1.0) -> None:
         self.latency, self.speed = latency, speed
         self.calls: list[list[str]] = []
+        self.options: list[dict[str, Any]] = []
 
     def __call__(self, workloads: Sequence[Workload], target: OrtTarget, **options: Any) -> SessionResult:
         self.calls.append([workload.key for workload in workloads])
+        self.options.append(options)
         options["progress"](len(workloads), len(workloads))
 
         def found(latency: float) -> Measurement:
@@ -431,6 +433,24 @@ def test_members_measured_later_are_put_on_the_scale_of_the_calibration(install:
     assert found.latency_ms == pytest.approx(OVERHEAD + 1e-5 * macs_of(space.freeze(sample)), rel=1e-6)
     assert len(machine.calls[1]) <= 1 + REFERENCES
     assert set(machine.calls[0]) >= set(machine.calls[1][1:])
+
+
+def test_a_later_session_measures_members_of_the_calibration_again_and_knows_the_quiet_machine(
+    install: Callable[..., Machine],
+) -> None:
+    machine = install()
+    profiler = OnnxRuntimeLatencyProfiler(Net(), X, calibration=5, budget_s=7, relative_error=0.02, seed=3)
+    members = {profiler._members.member(sample) for sample in profiler.anchors}
+    machine.speed = 2.0
+    profiler.measure([next(sample for sample in Net().grid() if sample not in profiler.anchors)])
+    first, later = machine.options
+    assert first["anchors"] == []
+    assert first["floor_ms"] is None
+    assert members <= set(later["anchors"][: len(members)])  # whole members before parts
+    assert later["floor_ms"] == 0.19
+    for options in machine.options:
+        assert options["min_visits"] == VISITS
+        assert (options["budget_s"], options["relative_error"], options["seed"]) == (7, 0.02, 3)
 
 
 def test_a_damaged_store_is_told_and_not_overwritten(install: Callable[..., Machine], tmp_path: Path) -> None:
