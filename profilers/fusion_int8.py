@@ -100,9 +100,8 @@ class _Run(MemberGraphs):
                 continue
             computes = self._is_kind(source, *_INTEGER_KERNELS)
             vanishes = held & computes & (self._readers[at] == 1)
-            rows, members = source[vanishes], self._members[vanishes]
-            self._stands[position][vanishes] = rows
-            self._readers[rows, members] = self._readers[position][vanishes]
+            # What it returns still counts as read by one: cutting it off again changes nothing, so that vanishes too.
+            self._stands[position][vanishes] = source[vanishes]
 
     def _rank(self, row: int) -> Any:
         """Return how many sizes of what an operator returns are not one."""
@@ -124,8 +123,7 @@ class _Run(MemberGraphs):
         for position in reversed(range(len(self._events))):
             kind, leads = self._kind[position], self._alive(position)
             if kind != "Conv":
-                passes = kind not in _FIXED_LAYOUT and not self._flattens(position)
-                leads = leads & leading[position] & passes
+                leads = leads & leading[position] & (kind not in _FIXED_LAYOUT)
             for source in self._read(position):
                 leading[source, self._members] |= leads
         return leading
@@ -153,7 +151,7 @@ class _Run(MemberGraphs):
                 self._left[position] = moved
                 last[position] = False
             for source, is_last in zip(read, lasts, strict=True):
-                self._entered[source, self._members] |= moved & ~is_last & (source != self._constant)
+                self._entered[source, self._members] |= moved & ~is_last
                 self._left[source, self._members] |= alive & ~moved & is_last
         for output in self._outputs:
             source = self._resolved(output)
@@ -177,10 +175,9 @@ class _Run(MemberGraphs):
             if kind not in _INTEGER_KERNELS:
                 (source,) = self._read(position)
                 read, made = self._integers[source, self._members], self._integers[position]
-                if kind == "MaxPool":  # takes what there is
-                    read, made = read & ~made, made & ~read
-                yield event.module, self._simple(numbered, "DequantizeLinear", event.args[0].shape, alive & read)
-                yield event.module, self._simple(numbered, "QuantizeLinear", shape, alive & made)
+                converts = alive & ~(read & (kind == "MaxPool"))  # a maximum of integers is one
+                yield event.module, self._simple(numbered, "DequantizeLinear", event.args[0].shape, converts & read)
+                yield event.module, self._simple(numbered, "QuantizeLinear", shape, converts & made)
             pooled = (*shape, 1, 1) if self._flattens(position) else shape
             if self._flattens(position):
                 yield event.module, self._simple(numbered, "Flatten", shape, alive)

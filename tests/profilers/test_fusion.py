@@ -122,6 +122,37 @@ def test_without_a_blocked_layout_only_activations_are_fused() -> None:
         assert table.counter(sample) == kernels_of(model, target), sample
 
 
+def test_equal_constants_are_added_one_by_one() -> None:
+    space, x = NASBench201Space(channels=16, cells=1), torch.randn(1, 3, 8, 8)
+    zeros = ("cell/1_2", "cell/1_3")
+    sample = {label: "none" if label in zeros else "skip_connect" for label in domain_of(space)}
+    fusion = Fusion(TracedSpace(space, x).traces[0], channel_block(TARGET))
+    found = fusion.run({k: np.array([v.index(sample[k])]) for k, v in domain_of(space).items()})
+    (model,) = build_many([space.freeze(sample).eval()], [(x,)])
+    assert Counter(fusion.kernels[n[0]] for _, n in found if n[0] >= 0) == kernels_of(model, TARGET)
+
+
+def test_an_output_leaves_the_blocked_layout() -> None:
+    class Open(nn.ModelSpace):
+        def __init__(self) -> None:
+            super().__init__()
+            width = nn.ValueChoice([16, 20], label="width")
+            self.first = nn.Conv2d(3, width, 3)
+            self.second = nn.LayerChoice([nn.Conv2d(width, width, 1), nn.Identity(), nn.Sigmoid()], label="second")
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.second(self.first(x))
+
+    space, x = Open(), torch.randn(1, 3, 8, 8)
+    block = channel_block(TARGET)
+    table = KernelTable(space, Fusion(TracedSpace(space, x).traces[0], block))
+    for sample in space.grid():
+        (model,) = build_many([space.freeze(sample).eval()], [(x,)])
+        kernels = table.counter(sample)
+        assert kernels == kernels_of(model, TARGET), sample
+        assert sum(n for kernel, n in kernels.items() if kernel.operator == "ReorderOutput") == (block > 0)
+
+
 def test_the_block_is_that_of_the_weights() -> None:
     block = channel_block(TARGET)
     (model,) = build_many([torch.nn.Conv2d(32, 20, 3)], [(torch.randn(1, 32, 8, 8),)])

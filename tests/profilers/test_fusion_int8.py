@@ -59,6 +59,12 @@ def test_kernels_are_those_that_onnx_runtime_runs(name: str) -> None:
     compare(space, torch.randn(shape), samples)
 
 
+def test_a_member_that_does_not_depend_on_its_input_runs_nothing() -> None:
+    space = NASBench201Space(channels=4, cells=1)
+    dead = dict.fromkeys(domain_of(space), "none")
+    assert compare(space, torch.randn(1, 3, 4, 4), [dead]) == [Counter()]
+
+
 class Plain(nn.ModelSpace):
     """Layers around what a test writes down; no choice."""
 
@@ -95,6 +101,7 @@ CASES: dict[str, tuple[Callable[[Plain, Tensor], Tensor], dict[str, int]]] = {
     "one reader needs channels last and the other first": (
         lambda net, x: (lambda y: net.b(y) + net.scale(y))(net.norm(x)), {TO_LAST: 1, TO_FIRST: 1, "QuantizeLinear": 2},
     ),
+    "a number is added": (lambda net, x: net.b(net.a(x) + 1.0), {"QLinearAdd": 1, TO_LAST: 1, TO_FIRST: 1}),
     "a tensor is added to itself": (
         lambda net, x: (lambda y: y + y)(net.a(x)), {"QLinearAdd": 1, TO_FIRST: 1},
     ),
@@ -118,6 +125,18 @@ CASES: dict[str, tuple[Callable[[Plain, Tensor], Tensor], dict[str, int]]] = {
     ),
     "a sigmoid has integers": (lambda net, x: net.b(net.a(x).sigmoid()), {"QLinearSigmoid": 1, TO_FIRST: 1}),
     "a tangent has none": (lambda net, x: net.b(net.a(x).tanh()), {"Tanh": 1, "DequantizeLinear": 2, TO_FIRST: 1}),
+    "no layout goes through a normalisation": (
+        lambda net, x: net.b(net.scale(net.average(net.a(x)))), {"plain QLinearAveragePool": 1, TO_LAST: 2},
+    ),
+    "nor into one": (
+        lambda net, x: (lambda y: net.b(net.scale(y)) + y)(net.a(x)), {"BatchNormalization": 1, TO_LAST: 2},
+    ),
+    "what is behind a mean has no layout": (
+        lambda net, x: (lambda y: y + y)(net.a(x).mean((2, 3))), {TO_FIRST: 1},
+    ),
+    "what is cut off already is not cut off again": (
+        lambda net, x: (lambda y: net.b(net.six(y)) + y)(net.a(x).relu()), {"QuantizeLinear": 1},
+    ),
     "a normalisation stays where nothing takes it": (
         lambda net, x: net.linear(net.whole(net.norm(x).relu()).mean((2, 3))), {"BatchNormalization": 1, "Relu": 0},
     ),
