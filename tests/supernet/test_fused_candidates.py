@@ -358,3 +358,35 @@ def test_an_autocast_region_keeps_its_type() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert space(images()).dtype == torch.bfloat16
     assert space.layer["zero"].calls == 1
+
+
+@pytest.mark.parametrize("zeros", [lambda source: True, lambda source: source == 0])
+def test_zeros_are_left_out_of_a_node_where_they_are_zeros_on_every_input(
+    zeros: Callable[[int], bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Cells(nn.ModelSpace):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cell = nn.Cell(
+                {
+                    "none": lambda node, op, source: Zero() if zeros(source) else conv_bn(),
+                    "conv": lambda *_: conv_bn(),
+                    "pool": lambda *_: torch.nn.AvgPool2d(3, 1, 1),
+                },
+                num_nodes=2,
+                num_ops_per_node=1,
+                label="cell",
+            )
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.cell(x)
+
+    torch.manual_seed(0)
+    space, relaxation = searched(Cells())
+    x, found = images(), []
+    for left_out in (True, False):
+        monkeypatch.setattr(Zero, "always_zero", left_out)
+        y = space(x)
+        found.append([y, *torch.autograd.grad(y.square().sum(), list(relaxation.parameters()))])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
