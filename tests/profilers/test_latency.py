@@ -300,6 +300,15 @@ def test_a_confidence_counts_with_the_error_of_each_member(install: Callable[...
     assert 0 < sum(feasible) < sum(each.latency_ms <= limit for each in predicted)
 
 
+def test_the_misfit_is_a_share_of_all_but_the_empty_run(install: Callable[..., Machine]) -> None:
+    install(lambda workload: by_macs(workload, 0.003))  # next to nothing
+    profiler = OnnxRuntimeLatencyProfiler(Net(), X)
+    shares = [each.stderr_ms / each.latency_ms for each in map(profiler.predict, Net().grid())]
+    assert profiler._posterior is not None
+    assert profiler._posterior.misfit > 0.01
+    assert profiler.least_relative_stderr <= min(shares) * (1 + 1e-9)
+
+
 def test_errors_of_many_members_are_those_of_each(install: Callable[..., Machine]) -> None:
     install(by_key)
     profiler = OnnxRuntimeLatencyProfiler(Net(), X)
