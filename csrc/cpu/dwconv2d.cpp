@@ -16,14 +16,17 @@ struct Whole {
   using E = Element<T>;
   using Scalar = typename E::Scalar;
 
-  // The tables, and sums for each piece of the backward pass: those of the taps, and that of the bias.
+  // The tables, and sums for each piece of the backward pass, those of the taps and that of the bias; chunk by chunk.
   struct Shared {
     Tables<Scalar> tables;
-    double* partials;
+    Scalar* partials;
+    double* totals;
 
     void carve(Carver& carver, const P& plan) {
       tables.carve(carver, plan);
-      carver.take(partials, plan.backward ? plan.pieces() * (plan.taps + 1) * plan.lanes : 0);
+      const std::int64_t sums = plan.backward ? plan.blocks * (plan.taps + 1) * plan.lanes : 0;
+      carver.take(partials, plan.chunks * sums);
+      carver.take(totals, sums);
     }
   };
 
@@ -104,6 +107,13 @@ struct Whole {
 
   // The sums over the pieces, always in the same order.
   static void add_pieces(const DwConv2dBackward& args, const P& plan, const Shared& shared) {
+    const std::int64_t lanes = plan.blocks * plan.lanes, sums = lanes * (plan.taps + 1);
+    for (std::int64_t i = 0; i < sums; ++i) shared.totals[i] = 0;
+    for (std::int64_t chunk = 0; chunk < plan.chunks; ++chunk) {
+      for (std::int64_t i = 0; i < sums; ++i) {
+        shared.totals[i] += static_cast<double>(shared.partials[chunk * sums + i]);
+      }
+    }
     for (std::int64_t channel = 0; channel < args.shape.channels; ++channel) {
       for (std::int64_t tap = 0; tap <= plan.taps; ++tap) {
         const bool is_bias = tap == plan.taps;
@@ -111,12 +121,8 @@ struct Whole {
         if (to == nullptr) continue;
         double total = 0;
         // Where the channels come first, a channel comes back after so many planes.
-        const std::int64_t lanes = plan.blocks * plan.lanes;
-        for (std::int64_t chunk = 0; chunk < plan.chunks; ++chunk) {
-          for (std::int64_t lane = channel; lane < lanes; lane += Last ? lanes : args.shape.channels) {
-            const std::int64_t piece = chunk * plan.blocks + lane / plan.lanes;
-            total += shared.partials[(piece * (plan.taps + 1) + tap) * plan.lanes + lane % plan.lanes];
-          }
+        for (std::int64_t lane = channel; lane < lanes; lane += Last ? lanes : args.shape.channels) {
+          total += shared.totals[(lane / plan.lanes * (plan.taps + 1) + tap) * plan.lanes + lane % plan.lanes];
         }
         const std::int64_t at = channel * args.shape.full_kernel.count();
         E::put(to + (is_bias ? channel : at + shared.tables.index[tap]), static_cast<Scalar>(total));

@@ -62,16 +62,18 @@ struct Block {
   // Computes columns of a row, which are `next` apart in the tensor. Where the channels come first, the results stay in
   // the buffer, from where planes of them are written at once.
   void correlate_columns(T* to, std::int64_t next, Scalar* result, const Scalar* at, const Runs& runs,
-                         const Scalar* open, std::int64_t columns) const {
+                         const Scalar* open, std::int64_t columns, std::int64_t number) const {
     const std::int64_t channels = plan.s.channels;
     const Scalar* weights = tables.weights + block * plan.taps * plan.lanes;
     const Vector start = B::load(tables.bias + block * plan.lanes);
     if constexpr (Last && sizeof(T) == sizeof(Scalar)) {
       if (used == plan.lanes) {
-        return correlate_row(Row<Scalar>{at, weights, open, to, next * channels}, runs, columns, plan.spacing, start);
+        const Row<Scalar> row{at, weights, open, to, next * channels, number};
+        return correlate_row(row, runs, columns, plan.spacing, start);
       }
     }
-    correlate_row(Row<Scalar>{at, weights, open, result, next * plan.lanes}, runs, columns, plan.spacing, start);
+    const Row<Scalar> row{at, weights, open, result, next * plan.lanes, number};
+    correlate_row(row, runs, columns, plan.spacing, start);
     for (std::int64_t c = 0; c < columns && Last; ++c) {
       store_some(to + c * next * channels, B::load(result + c * next * plan.lanes), used);
     }
@@ -82,10 +84,9 @@ struct Block {
     const std::int64_t rows = at_most(plan.band, s.out.height - top);
     T* to = part_of(y, s.out) + top * s.out.width * (Last ? s.channels : 1);
     for (std::int64_t r = 0; r < rows; ++r) {
-      const Runs runs = inside(tables.all, (top + r) * s.stride.height, s.in.height, buffers.runs);
       correlate_columns(Last ? to + r * s.out.width * s.channels : nullptr, 1,
                         Last ? buffers.result : buffers.result + r * s.out.width * plan.lanes,
-                        buffers.x + r * plan.pitch * plan.lanes, runs, nullptr, s.out.width);
+                        buffers.x + r * plan.pitch * plan.lanes, tables.all, nullptr, s.out.width, top + r);
     }
     if (!Last) unpack_planes(to, buffers.result, s.out.count(), rows * s.out.width, used);
   }
@@ -97,21 +98,21 @@ struct Block {
     const std::int64_t begin = at_least(start, 0), end = at_most(start + plan.band * s.stride.height, s.in.height);
     if (begin >= end) return;
     T* to = part_of(grad_x, s.in) + begin * s.in.width * (Last ? s.channels : 1);
+    std::int64_t r = (begin - start) / s.stride.height, row_phase = (begin - start) % s.stride.height;
     for (std::int64_t row = begin; row < end; ++row) {
-      const std::int64_t r = (row - start) / s.stride.height, row_phase = (row - start) % s.stride.height;
       for (std::int64_t column_phase = 0; column_phase < s.stride.width; ++column_phase) {
         const std::int64_t phase = row_phase * s.stride.width + column_phase;
         const std::int64_t first = tables.first[column_phase], columns = tables.last[column_phase] - first;
-        const Runs of_phase{tables.of_g + tables.phase[phase], tables.phase[phase + 1] - tables.phase[phase]};
-        const Runs runs = inside(of_phase, top + r, s.out.height, buffers.runs);
+        const Runs runs{tables.of_g + tables.phase[phase], tables.phase[phase + 1] - tables.phase[phase]};
         const std::int64_t at = r * plan.pitch + first;
         const std::int64_t column = first * s.stride.width + column_phase - s.padding.width;
         const std::int64_t place = (row - begin) * s.in.width + column;
         correlate_columns(Last ? to + place * s.channels : nullptr, s.stride.width,
                           Last ? buffers.result : buffers.result + place * plan.lanes,
                           buffers.g + (plan.origin + at) * plan.lanes, runs,
-                          s.pre_relu ? buffers.x + (phase * plan.plane + at) * plan.lanes : nullptr, columns);
+                          s.pre_relu ? buffers.x + (phase * plan.plane + at) * plan.lanes : nullptr, columns, top + r);
       }
+      if (++row_phase == s.stride.height) row_phase = 0, ++r;
     }
     if (!Last) unpack_planes(to, buffers.result, s.in.count(), (end - begin) * s.in.width, used);
   }
@@ -122,8 +123,7 @@ struct Block {
     const Scalar* g = buffers.g + plan.origin * plan.lanes;
     const Run* end = tables.all.begin + tables.all.count;
     for (const Run* run = tables.all.begin; run != end && of_weight; ++run) {
-      const std::int64_t first = at_least(top, divide_up(-run->row, s.stride.height));
-      const std::int64_t last = at_most(bottom, divide_up(s.in.height - run->row, s.stride.height));
+      const std::int64_t first = at_least(top, run->begin), last = at_most(bottom, run->end);
       const std::int64_t at = (first - top) * plan.pitch * plan.lanes;
       some_run_sums(run->count, Area{last - first, s.out.width, plan.pitch, plan.spacing}, g + at,
                     buffers.x + run->offset + at, buffers.sums + run->first * plan.lanes);

@@ -122,23 +122,14 @@ struct Run {
   std::int64_t offset;  // of what the first one reads, in numbers
   std::int64_t first;   // its weight
   std::int64_t count;
-  std::int64_t row;  // of the image that they read, from that of the result on
+  std::int64_t begin;  // first row of results for which they read inside the image: with large kernels there are few
+  std::int64_t end;    // the one behind the last
 };
 
 struct Runs {
   const Run* begin;
   std::int64_t count;
 };
-
-// Those that read rows inside an image of `height` rows, for the result in row `row`: on small images with large
-// kernels they are few.
-inline Runs inside(const Runs& runs, std::int64_t row, std::int64_t height, Run* kept) {
-  std::int64_t count = 0;
-  for (const Run* run = runs.begin; run != runs.begin + runs.count; ++run) {
-    if (row + run->row >= 0 && row + run->row < height) kept[count++] = *run;
-  }
-  return {kept, count};
-}
 
 // What is read by all threads and written by none of them. The taps of a phase come after each other. To correlate the
 // gradient of the output, everything is in reverse.
@@ -206,12 +197,14 @@ struct Tables {
             const std::int64_t offset = down / s.stride.height * plan.pitch + right / s.stride.width;
             index[tap] = (s.kernel_start.height + i) * s.full_kernel.width + s.kernel_start.width + j;
             if (length++ % kRun == 0) {
-              of_x[runs++] = {(part * plan.plane + offset) * plan.lanes, tap, 0, down - s.padding.height};
+              of_x[runs++] = {(part * plan.plane + offset) * plan.lanes, tap, 0,
+                              divide_up(s.padding.height - down, s.stride.height),
+                              divide_up(s.in.height + s.padding.height - down, s.stride.height)};
             }
             ++of_x[runs - 1].count;
             // Of the last tap so far: it reads the first position.
             of_g[runs - 1] = {-offset * plan.lanes, plan.taps - 1 - tap, of_x[runs - 1].count,
-                              -(down / s.stride.height)};
+                              down / s.stride.height, s.out.height + down / s.stride.height};
             ++tap;
           }
         }
@@ -254,7 +247,6 @@ struct Buffers {
   Scalar* g;       // the padded gradient
   Scalar* sums;    // gradients of the weight for each tap, and of the bias behind them
   Scalar* result;  // of a band, or of a row where the channels come last, on its way to the tensor
-  Run* runs;       // for a row of results
   std::uintptr_t begin;
   std::uintptr_t end;
 
@@ -265,7 +257,6 @@ struct Buffers {
     carver.take(g, plan.backward ? plan.gradient * plan.lanes : 0);
     carver.take(sums, plan.backward ? (plan.taps + 1) * plan.lanes : 0);
     carver.take(result, plan.result * plan.lanes);
-    carver.take(runs, plan.taps);
     end = carver.next;
   }
 

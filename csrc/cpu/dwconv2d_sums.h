@@ -36,6 +36,7 @@ struct Row {
   const Scalar* open;  // results become zero where this is; null: nowhere
   Scalar* to;
   std::int64_t to_next;  // numbers from one column to the next
+  std::int64_t number;
 };
 
 template <int Size, class Scalar>
@@ -47,6 +48,7 @@ void correlate(const Row<Scalar>& row, const Runs& runs, std::int64_t next, std:
 #pragma GCC unroll 8
   for (int u = 0; u < Size; ++u) sum[u] = start;
   for (const Run* run = runs.begin; run != runs.begin + runs.count; ++run) {
+    if (row.number < run->begin || row.number >= run->end) continue;
     const Scalar* at = row.at + run->offset;
     const Scalar* weights = row.weights + run->first * B::lanes;
     switch (run->count) {
@@ -79,14 +81,14 @@ void correlate_row(const Row<Scalar>& row, const Runs& runs, std::int64_t column
                    typename Element<Scalar>::Vector start) {
   constexpr std::int64_t lanes = Element<Scalar>::lanes;
   for (std::int64_t phase = 0; phase < at_most(spacing, columns); ++phase) {
-    const std::int64_t count = divide_up(columns - phase, spacing);
-    const std::int64_t tiles = divide_up(count, kTile);
-    for (std::int64_t tile = 0; tile < tiles; ++tile) {
-      const std::int64_t begin = count * tile / tiles, column = phase + begin * spacing;
+    std::int64_t column = phase;
+    for (std::int64_t left = divide_up(columns - phase, spacing), size; left > 0; left -= size) {
+      size = left <= kTile ? left : left < 2 * kTile ? (left + 1) / 2 : kTile;
       const Row<Scalar> part{row.at + column * lanes, row.weights,
                              row.open == nullptr ? nullptr : row.open + column * lanes,
-                             row.to + column * row.to_next, row.to_next};
-      correlate_some(count * (tile + 1) / tiles - begin, part, runs, spacing * lanes, spacing * row.to_next, start);
+                             row.to + column * row.to_next, row.to_next, row.number};
+      correlate_some(size, part, runs, spacing * lanes, spacing * row.to_next, start);
+      column += size * spacing;
     }
   }
 }

@@ -148,10 +148,9 @@ struct Separable {
   // The depthwise convolution of what is packed, of rows that a band computes.
   void convolve(const Block<float, Last>& block, std::int64_t rows, float* to, std::int64_t next) const {
     for (std::int64_t r = 0; r < rows; ++r) {
-      const Runs runs = inside(tables.all, (block.top + r) * s.stride.height, s.in.height, block.buffers.runs);
       const Row<float> row{block.buffers.x + r * plan.pitch * kLanes, taps + block.block * plan.taps * kLanes, nullptr,
-                           to + r * s.out.width * next, next};
-      correlate_row(row, runs, s.out.width, plan.spacing, f32v{});
+                           to + r * s.out.width * next, next, block.top + r};
+      correlate_row(row, tables.all, s.out.width, plan.spacing, f32v{});
     }
   }
 
