@@ -38,7 +38,7 @@ void exchange(V& a, V& b, std::integer_sequence<int, I...>) {
 }
 
 template <int Half = 1, class V, std::size_t Lanes>
-void transpose(V (&rows)[Lanes]) {
+[[gnu::always_inline]] inline void transpose(V (&rows)[Lanes]) {
   constexpr int lanes = static_cast<int>(Lanes);
   if constexpr (Half < lanes) {
 #pragma GCC unroll 16
