@@ -39,17 +39,21 @@ struct Row {
   std::int64_t number;
 };
 
+// Columns from `column` on. They are told apart by this number rather than by a copy of the row: reading at once what
+// was written in parts a moment ago waits for all stores before, and these go to memory that is in no cache.
 template <int Size, class Scalar>
-void correlate(const Row<Scalar>& row, const Runs& runs, std::int64_t next, std::int64_t to_next,
+void correlate(const Row<Scalar>& row, const Runs& runs, std::int64_t column, std::int64_t spacing,
                typename Element<Scalar>::Vector start) {
   using B = Element<Scalar>;
   using Vector = typename B::Vector;
+  const std::int64_t next = spacing * B::lanes;
+  const Scalar* from = row.at + column * B::lanes;
   Vector sum[Size];
 #pragma GCC unroll 8
   for (int u = 0; u < Size; ++u) sum[u] = start;
   for (const Run* run = runs.begin; run != runs.begin + runs.count; ++run) {
     if (row.number < run->begin || row.number >= run->end) continue;
-    const Scalar* at = row.at + run->offset;
+    const Scalar* at = from + run->offset;
     const Scalar* weights = row.weights + run->first * B::lanes;
     switch (run->count) {
       case 1: add_run<1>(sum, at, next, weights); break;
@@ -63,31 +67,28 @@ void correlate(const Row<Scalar>& row, const Runs& runs, std::int64_t next, std:
   }
 #pragma GCC unroll 8
   for (int u = 0; u < Size; ++u) {
+    const std::int64_t at = column + u * spacing;
     const bool masks = row.open != nullptr;
-    const Vector kept = masks ? (B::load(row.open + u * next) == 0 ? Vector{} : sum[u]) : sum[u];
-    B::store(row.to + u * to_next, kept);
+    const Vector kept = masks ? (B::load(row.open + at * B::lanes) == 0 ? Vector{} : sum[u]) : sum[u];
+    B::store(row.to + at * row.to_next, kept);
   }
 }
 
 template <int Size = kTile, class Scalar>
-void correlate_some(std::int64_t size, const Row<Scalar>& row, const Runs& runs, std::int64_t next,
-                    std::int64_t to_next, typename Element<Scalar>::Vector start) {
-  if (size == Size) return correlate<Size>(row, runs, next, to_next, start);
-  if constexpr (Size > 1) correlate_some<Size - 1>(size, row, runs, next, to_next, start);
+void correlate_some(std::int64_t size, const Row<Scalar>& row, const Runs& runs, std::int64_t column,
+                    std::int64_t spacing, typename Element<Scalar>::Vector start) {
+  if (size == Size) return correlate<Size>(row, runs, column, spacing, start);
+  if constexpr (Size > 1) correlate_some<Size - 1>(size, row, runs, column, spacing, start);
 }
 
 template <class Scalar>
 void correlate_row(const Row<Scalar>& row, const Runs& runs, std::int64_t columns, std::int64_t spacing,
                    typename Element<Scalar>::Vector start) {
-  constexpr std::int64_t lanes = Element<Scalar>::lanes;
   for (std::int64_t phase = 0; phase < at_most(spacing, columns); ++phase) {
     std::int64_t column = phase;
     for (std::int64_t left = divide_up(columns - phase, spacing), size; left > 0; left -= size) {
       size = left <= kTile ? left : left < 2 * kTile ? (left + 1) / 2 : kTile;
-      const Row<Scalar> part{row.at + column * lanes, row.weights,
-                             row.open == nullptr ? nullptr : row.open + column * lanes,
-                             row.to + column * row.to_next, row.to_next, row.number};
-      correlate_some(size, part, runs, spacing * lanes, spacing * row.to_next, start);
+      correlate_some(size, row, runs, column, spacing, start);
       column += size * spacing;
     }
   }
