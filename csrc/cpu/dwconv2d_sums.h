@@ -123,12 +123,13 @@ void run_sums(const Area& area, const Scalar* g, const Scalar* x, Scalar* sums) 
   using B = Element<Scalar>;
   typename B::Vector sum[2][Count] = {};
   const std::int64_t next = area.spacing * B::lanes;
-  for (std::int64_t row = 0; row < area.rows; ++row) {
-    for (std::int64_t phase = 0; phase < at_most(area.spacing, area.columns); ++phase) {
+  for (std::int64_t phase = 0; phase < at_most(area.spacing, area.columns); ++phase) {
+    const std::int64_t columns = divide_up(area.columns - phase, area.spacing);
+    for (std::int64_t row = 0; row < area.rows; ++row) {
       const std::int64_t at = (row * area.pitch + phase) * B::lanes;
       const Scalar* p = g + at;
       const Scalar* q = x + at;
-      std::int64_t left = divide_up(area.columns - phase, area.spacing);
+      std::int64_t left = columns;
       for (; left >= kTapTile; left -= kTapTile, p += kTapTile * next, q += kTapTile * next) {
         add_taps<Count, kTapTile>(sum, p, q, next);
       }
