@@ -15,11 +15,8 @@ from hwnas.kernels.convolution import Options, checked_options
 from hwnas.kernels.layout import FORMATS, as_laid_out, layout_of
 from hwnas.kernels.library import LIBRARY
 
-SMALL = 32768
-"""Fewer values than this are convolved by the compiled kernel, whatever the layout."""
-
-MANY_TAPS, SMALL_IMAGE = 25, 64
-"""Taps of a kernel, and positions of an image, from which on, and up to which, copies of images pay."""
+SMALL = 1 << 18
+"""Up to so many values are convolved by the compiled kernel, whatever the layout: they and the results stay in a cache."""
 
 # Gradients of x, weight and bias.
 _Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
@@ -42,7 +39,7 @@ def dwconv2d(
     each kernel the centre. It is read in place, and its gradient has its full size, zero outside that part.
 
     The compiled kernel is used where it can be (see `unsupported_reason`). Plain PyTorch is used elsewhere, and on a
-    CPU for the forward pass of channels-last images without a ReLU, where it is faster. bfloat16 accumulates in
+    CPU for the forward pass of many channels-last images without a ReLU, where it is faster. bfloat16 accumulates in
     float32. Gradients are the same from run to run and for every number of threads. Gradients of gradients are
     supported. A value of `x` that is not finite may make the gradient of every tap of its channel NaN.
 
@@ -146,13 +143,10 @@ def _forward_in_torch(x: Tensor, options: Options, layout: int) -> bool:
     """Tell whether the forward pass alone is faster in PyTorch.
 
     Its kernels read channels-last images where they are; the compiled one first copies them, with padding around. That
-    pays where there is a ReLU, for which the copy stands in, and where many taps read each value of a small image.
-    What is smaller than `SMALL` takes less time than PyTorch needs to begin. Contiguous images are copied by either.
+    pays where there is a ReLU, for which the copy stands in, and where the copy is made in a cache. Contiguous images
+    are copied by either.
     """
-    if x.device.type != "cpu" or layout != 1 or options.pre_relu or x.numel() < SMALL:
-        return False
-    many_taps = math.prod(options.kernel_size) >= MANY_TAPS and options.dilation == (1, 1)
-    return not (many_taps and x.shape[2] * x.shape[3] <= SMALL_IMAGE)
+    return x.device.type == "cpu" and layout == 1 and not options.pre_relu and x.numel() > SMALL
 
 
 def _reason(x: Tensor, weight: Tensor, bias: Tensor | None, options: Options) -> str | None:
