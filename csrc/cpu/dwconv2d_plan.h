@@ -77,7 +77,7 @@ struct Plan {
     result = backward ? band * s.stride.height * s.in.width : band * s.out.width;
     if (Last) result = backward ? s.in.width : s.out.width;
     chunk = divide_up(repeats, divide_up(kPieces, blocks));
-    // Where the channels come last, the blocks of a chunk read the same lines of memory: these should be in a cache yet.
+    // Where the channels come last, blocks of a chunk read the same lines of memory: they should still be in a cache.
     const std::int64_t image_bytes = s.in.count() * s.channels * static_cast<std::int64_t>(sizeof(T));
     if (Last) chunk = at_least(at_most(chunk, kBandBytes / image_bytes), 1);
     chunks = divide_up(repeats, chunk);

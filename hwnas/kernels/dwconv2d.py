@@ -16,7 +16,7 @@ from hwnas.kernels.layout import FORMATS, as_laid_out, layout_of
 from hwnas.kernels.library import LIBRARY
 
 SMALL = 1 << 18
-"""Up to so many values are convolved by the compiled kernel, whatever the layout: they and the results stay in a cache."""
+"""Up to so many values are convolved by the compiled kernel, whatever the layout: they and the results stay cached."""
 
 # Gradients of x, weight and bias.
 _Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
