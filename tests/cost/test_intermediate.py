@@ -235,3 +235,8 @@ def test_what_is_refused() -> None:
         CostModel({"w1": WIDTHS}, [Factor((total,), np.zeros(5))])
     with pytest.raises(ValueError, match=r"2 entries for 'sum of 2', but that has 5"):
         CostModel(DOMAIN, [Factor((total,), np.zeros(2))])
+
+
+def test_the_table_of_an_intermediate_stays_as_it_is() -> None:
+    with pytest.raises(ValueError, match="read-only"):
+        Intermediate("place", ("w1",), [0, 1, 2]).table[0] = 1
