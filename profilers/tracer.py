@@ -132,17 +132,19 @@ class Tracer(Relaxation):
 
     def __init__(self, space: ModelSpace) -> None:
         super().__init__(space.simplify().values())
-        self.typical = _generic_sample(space)
+        self._generic = _generic_sample(space)
         self._tables: dict[MutableExpression, Table] = {}
         self.start({})
 
-    def start(self, fixed: Sample) -> None:
+    def start(self, fixed: Sample, typical: Sample | None = None) -> None:
         """Forget what was recorded.
 
         Parameters
         ----------
         fixed : dict
             Labels that have one value in the next trace, and so are no symbols.
+        typical : dict, optional
+            Values of labels by which the model branches where it does, instead of those with large numbers.
         """
         self.symbols = SymbolTable()
         self.logic = Logic()
@@ -152,6 +154,7 @@ class Tracer(Relaxation):
         #: What the next operator that is recorded returns, instead of its output.
         self.in_place_of_output: Tensor | None = None
         self.fixed = fixed
+        self.typical = {**self._generic, **(typical or {})}
         self.read: dict[str, None] = {}
 
     def _table(self, decision: MutableExpression) -> Table:

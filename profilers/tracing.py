@@ -29,7 +29,7 @@ from hwnas.profilers.tables import Table, at, realised
 from hwnas.profilers.trace import Inputs, ModuleCall, OpCall, Trace
 from hwnas.profilers.traced_nas_bench_101_cell import for_tracing
 from hwnas.profilers.tracer import Tracer
-from hwnas.space import Sample
+from hwnas.space import CategoricalMultiple, Sample
 from hwnas.supernet import DEFAULT_HOOKS, MutationHook, is_supernet, make_supernet
 
 MAX_TRACES = 256
@@ -61,6 +61,7 @@ def trace_space(
     *,
     hooks: Sequence[MutationHook] = DEFAULT_HOOKS,
     fixed: Sample | None = None,
+    typical: Sample | None = None,
     conditions: tuple[Table, ...] = (),
     supernet: Supernet | None = None,
 ) -> Trace:
@@ -76,6 +77,8 @@ def trace_space(
         How primitives become modules that can be traced, as in `hwnas.supernet.make_supernet`.
     fixed : dict, optional
         Labels to hold at one value.
+    typical : dict, optional
+        Values of labels by which the model branches where it does; see `Tracer.start`.
     conditions : tuple of Table, optional
         For which samples the trace is meant.
     supernet : tuple of Tracer and ModelSpace, optional
@@ -92,7 +95,7 @@ def trace_space(
         When shapes depend on a choice in a way that cannot be followed.
     """
     tracer, traced = make_traceable(space, hooks) if supernet is None else supernet
-    tracer.start(fixed or {})
+    tracer.start(fixed or {}, typical)
     tracer.conditions.extend(conditions)
     tracer.read_number_of_inputs(traced)
     trace = Trace(tracer.symbols, tracer.logic, traced, conditions, tracer.fixed, timeline=tracer.timeline)
@@ -219,22 +222,27 @@ def _branching_labels(trace: Trace, space: ModelSpace, example_inputs: Inputs, s
     """Return the labels of a guard whose failure changes what is computed, or nothing."""
     dimensions = space.simplify()
     domain = {label: listed_values(dimensions[label]) for label in dimensions if is_listed(dimensions[label])}
+
+    def found(trace: Trace, sample: Sample) -> list[tuple[str, tuple[Any, ...]]]:
+        return fingerprint(
+            trace.operators,
+            lambda size: int(at(trace.symbols.evaluate(size), sample, domain)),
+            lambda conditions: all(at(condition, sample, domain) for condition in conditions),
+        )
+
     for suspect in _suspects(trace, domain):
         sample = {**trace.typical, **suspect}
-        concrete = trace_space(space, example_inputs, fixed=sample, supernet=supernet)
-        symbolic = fingerprint(
-            trace.operators,
-            lambda size: int(at(trace.symbols.evaluate(size), sample, domain)),  # noqa: B023
-            lambda conditions: all(at(condition, sample, domain) for condition in conditions),  # noqa: B023
-        )
-        if symbolic != fingerprint(concrete.operators, int, _everywhere):
+        # What an input choice reads stays open: where it is known, an export leaves out what nothing reads, and the
+        # traces would differ by that.
+        fixed = {
+            label: value
+            for label, value in sample.items()
+            if label in trace.fixed or not isinstance(dimensions[label], CategoricalMultiple)
+        }
+        branched = trace_space(space, example_inputs, fixed=fixed, typical=sample, supernet=supernet)
+        if found(trace, sample) != found(branched, sample):
             return tuple(suspect)
     return ()
-
-
-def _everywhere(conditions: tuple[Table, ...]) -> bool:
-    """Tell whether constant conditions hold."""
-    return all(condition.values.all() for condition in conditions)
 
 
 def _suspects(trace: Trace, domain: dict[str, list[Any]]) -> Iterator[Sample]:

@@ -7,7 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from hwnas.cost import CostModel
-from hwnas.hub import DARTSSpace, NASNetSpace
+from hwnas.hub import AmoebaNetSpace, DARTSSpace, ENASSpace, NASNetSpace
 from hwnas.profilers import ActivationMemoryProfiler, FlopsProfiler, NumParamsProfiler, TracedSpace
 
 X = torch.zeros(1, 3, 32, 32)
@@ -45,6 +45,21 @@ def test_members_cost_what_they_cost_frozen(cls: type) -> None:
         rest = {label: values[0] for label, values in written.domain.values.items()}
         all_loose, one_loose = written.evaluate({**rest, **ends}), written.evaluate({**rest, **ends, **chain})
         assert all_loose > one_loose
+
+
+# Wide enough that PyTorch looks at the number of loose ends, to choose how a convolution lies in memory.
+@pytest.mark.parametrize("cls", [ENASSpace, AmoebaNetSpace])
+def test_a_glance_at_a_size_that_changes_nothing_is_no_branch(cls: type) -> None:
+    space = cls(width=8, num_cells=3)
+    macs = FlopsProfiler(space, X).cost_model
+    one_loose = {f"normal/input_{node}_{k}": [node - 1] for node in range(3, 7) for k in range(2)}
+    for seed in range(2):
+        for sample in (drawn := space.random(random_state=seed), {**drawn, **one_loose}):
+            member = space.freeze(sample).eval()
+            extra = norms(member)
+            with FlopCounterMode(display=False) as counter, torch.no_grad():
+                member(X)
+            assert macs.evaluate(sample) == counter.get_total_flops() // 2 + sum(extra)
 
 
 def check_bounds(model: CostModel) -> None:
