@@ -1,17 +1,11 @@
 """Which strategy with shared weights searches which primitive.
 
-    python benchmarks/strategy_matrix.py [--check]
-
-Writes docs/strategies/matrix.md; with ``--check`` it only tells whether that page is up to date. The cases are those of
-tests/integration/test_strategy_matrix.py, which checks what the page says.
+The cases are those of tests/integration/test_strategy_matrix.py, which checks what docs/strategies/matrix.md says.
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -20,9 +14,6 @@ from torch import Tensor
 import hwnas.nn as nn
 from hwnas.errors import UnsupportedError
 from hwnas.strategies import DARTS, ENAS, GumbelDARTS, OneShotStrategy, Proxyless, RandomOneShot
-
-PAGE = Path(__file__).parent.parent / "docs" / "strategies" / "matrix.md"
-START, END = "<!-- matrix -->\n", "<!-- end of matrix -->\n"
 
 STRATEGIES: dict[str, Callable[[], OneShotStrategy]] = {
     "DARTS": DARTS,
@@ -289,21 +280,3 @@ def table() -> str:
             cells.append("yes" if reason is None else f"no ({notes.index(reason) + 1})")
         rows.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join([*rows, "", *(f"{i}. {note}." for i, note in enumerate(notes, 1))]) + "\n"
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true")
-    arguments = parser.parse_args()
-    text = PAGE.read_text()
-    before, _, rest = text.partition(START)
-    _, _, after = rest.partition(END)
-    new = before + START + table() + END + after
-    if arguments.check:
-        return int(new != text)
-    PAGE.write_text(new)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

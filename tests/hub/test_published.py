@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import pkgutil
 from pathlib import Path
 
@@ -38,16 +37,11 @@ def test_it_is_a_member_of_its_space_with_a_source(name: str) -> None:
     assert architecture.source
 
 
-def test_the_page_of_the_hub_is_up_to_date(capsys: pytest.CaptureFixture[str]) -> None:
-    specification = importlib.util.spec_from_file_location("hub_figures", ROOT / "benchmarks" / "hub_figures.py")
-    assert specification is not None
-    assert specification.loader is not None
-    figures = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(figures)
-    table = figures.table()
-    assert table in (ROOT / "docs" / "hub.md").read_text(), "run python benchmarks/hub_figures.py"
-    # Where a figure is off by more than one percent, a note tells why.
-    for row in table.splitlines()[2 : 2 + len(published())]:
+def test_a_note_tells_where_a_figure_of_the_page_is_off() -> None:
+    lines = (ROOT / "docs" / "hub.md").read_text().partition("<!-- figures")[2].splitlines()
+    rows = [line for line in lines if line.startswith("| ")][1 : 1 + len(published())]
+    assert len(rows) == len(published())
+    for row in rows:
         name, _, _, parameters, _, _, macs, _ = (cell.strip() for cell in row.strip("|").split("|"))
         off = [abs(float(deviation.split()[0])) > 1 for deviation in (parameters, macs) if "%" in deviation]
         assert not any(off) or name.endswith(")"), row

@@ -255,9 +255,3 @@ def test_statistics_of_their_own_rank_members_better(truth: Any) -> None:
     for row in supernets:
         assert row["own_statistics"]["tau_test"] >= row["shared_statistics"]["tau_test"] + 0.1
     assert np.median([row["own_statistics"]["tau_test"] for row in supernets]) >= 0.5
-
-
-def test_the_page_shows_what_is_recorded(bench: SimpleNamespace) -> None:
-    assert bench.report.figures() in (ROOT / "docs" / "digits_nb.md").read_text(), (
-        "run python benchmarks/digits_nb/report.py"
-    )

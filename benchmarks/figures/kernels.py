@@ -1,23 +1,15 @@
-"""Writes the figures of docs/kernels.md from results/*.json; --check only tells whether they are there.
-
-python benchmarks/kernels/report.py [--check]
-"""
+"""What kernels/*.py recorded."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
-import sys
 from pathlib import Path
 from typing import Any
 
-from hwnas.atomic import write_text
 from hwnas.kernels.bench import cases
 
-RESULTS = Path(__file__).parent / "results"
-PAGE = Path(__file__).parents[2] / "docs" / "kernels.md"
-BEGIN, END = "<!-- figures: written by benchmarks/kernels/report.py -->\n", "<!-- end of figures -->\n"
+RESULTS = Path(__file__).parents[1] / "kernels" / "results"
 
 Row = dict[str, Any]
 
@@ -131,11 +123,8 @@ def layouts() -> list[str]:
     return [*lines, ""]
 
 
-def page() -> tuple[str, str]:
-    """Return the page as it is, and with the recorded figures."""
-    before = PAGE.read_text()
-    head, rest = before.split(BEGIN)
-    tail = rest.split(END)[1]
+def figures() -> str:
+    """Return steps first, then operators."""
     steps = [
         *darts_step("darts_step.json", "A whole step of DARTS"),
         *darts_step("darts_step_bfloat16.json", "The same in bfloat16"),
@@ -144,23 +133,4 @@ def page() -> tuple[str, str]:
         *layouts(),
     ]
     operators = dict.fromkeys(case.operator for case in cases())
-    figures = "\n".join([*steps, *(line for operator in operators for line in section(operator))])
-    return before, f"{head}{BEGIN}\n{figures}\n{END}{tail}"
-
-
-def is_up_to_date() -> bool:
-    before, after = page()
-    return before == after
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description="Write the figures of docs/kernels.md.")
-    parser.add_argument("--check", action="store_true", help="change nothing, fail when they are not up to date")
-    if parser.parse_args().check:
-        return int(not is_up_to_date())
-    write_text(PAGE, page()[1])
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return "\n".join([*steps, *(line for operator in operators for line in section(operator))])

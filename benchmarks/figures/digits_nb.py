@@ -1,21 +1,13 @@
-"""Write the recorded figures of digits-NB into its page.
-
-python benchmarks/digits_nb/report.py
-"""
+"""The table of digits-NB, and what its searches and rankings recorded."""
 
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 from ground_truth import TABLE, GroundTruth
 
-from hwnas.atomic import write_text
-
 RESULTS = TABLE.parent
-PAGE = Path(__file__).parents[2] / "docs" / "digits_nb.md"
-BEGIN, END = "<!-- figures: written by benchmarks/digits_nb/report.py -->\n", "<!-- end of figures -->\n"
 
 
 def markdown(head: list[str], rows: list[list[str]]) -> str:
@@ -86,13 +78,3 @@ def figures() -> str:
     search = json.loads((RESULTS / "digits_nb_search.json").read_text())
     ranking = json.loads((RESULTS / "digits_nb_ranking.json").read_text())
     return "\n".join([of_the_table(GroundTruth.load()), of_the_searches(search), of_the_rankings(ranking)])
-
-
-def main() -> None:
-    before, rest = PAGE.read_text().split(BEGIN)
-    _, after = rest.split(END)
-    write_text(PAGE, f"{before}{BEGIN}\n{figures()}\n{END}{after}")
-
-
-if __name__ == "__main__":
-    main()

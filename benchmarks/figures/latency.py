@@ -1,7 +1,4 @@
-"""Writes the figures of docs/latency.md from results/latency_prediction*.json.
-
-python benchmarks/latency_report.py
-"""
+"""What latency_prediction.py recorded."""
 
 from __future__ import annotations
 
@@ -10,12 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from hwnas.atomic import write_text
-
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parents[1] / "results"
 FILES = ("latency_prediction.json", "latency_prediction_int8.json")
-PAGE = Path(__file__).parents[1] / "docs" / "latency.md"
-BEGIN, END = "<!-- figures: written by benchmarks/latency_report.py -->\n", "<!-- end of figures -->\n"
 
 SPACES = {
     "mobile": "ProxylessNAS blocks, 96x96, batch 1",
@@ -62,20 +55,7 @@ def lines(record: dict[str, Any]) -> Iterator[str]:
             )
 
 
-def page() -> tuple[str, str]:
-    """Return the page as it is, and with the recorded figures."""
-    before = PAGE.read_text()
-    head, rest = before.split(BEGIN)
-    tail = rest.split(END)[1]
+def figures() -> str:
+    """Return one table for all recordings."""
     records = [json.loads((RESULTS / file).read_text()) for file in FILES if (RESULTS / file).exists()]
-    rows = [row for record in records for row in lines(record)]
-    return before, head + BEGIN + "\n" + "\n".join([*HEAD, *rows]) + "\n\n" + END + tail
-
-
-def is_up_to_date() -> bool:
-    before, after = page()
-    return before == after
-
-
-if __name__ == "__main__":
-    write_text(PAGE, page()[1])
+    return "\n".join([*HEAD, *(row for record in records for row in lines(record))])
