@@ -2,8 +2,8 @@
 
     python benchmarks/report.py [--check] [PAGE ...]
 
-What stands between two marks of a page comes from a file in figures/. With ``--check`` nothing is written, and pages that
-are not up to date are an error. The pages: kernels, latency, costs, hub, digits_nb, matrix.
+What stands between two marks of a page comes from a file in figures/. With ``--check`` nothing is written, and pages
+that are not up to date are an error. The pages: kernels, latency, costs, hub, digits_nb, matrix.
 """
 
 from __future__ import annotations

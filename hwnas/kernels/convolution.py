@@ -26,11 +26,11 @@ class Options(NamedTuple):
     dilation: Pair
     pre_relu: bool
 
-    def out_size(self, x: Tensor) -> Pair:
-        """Return height and width of the output."""
+    def out_size(self, x: Sequence[int]) -> Pair:
+        """Return height and width of the output for the shape of an input."""
         # Not in a loop over both: of a small image this would take as long as the work.
         (kh, kw), (sh, sw), (ph, pw), (dh, dw), _ = self
-        height, width = x.shape[2:]
+        height, width = x[-2:]
         return (height + 2 * ph - dh * (kh - 1) - 1) // sh + 1, (width + 2 * pw - dw * (kw - 1) - 1) // sw + 1
 
     def start(self, weight: Tensor) -> Pair:

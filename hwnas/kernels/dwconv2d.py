@@ -167,9 +167,12 @@ def _reason(x: Tensor, weight: Tensor, bias: Tensor | None, options: Options) ->
             return "the program is being exported, and other programs do not know the operator"
     elif reason := native.no_address_reason(tensors):
         return reason
-    if min(options.out_size(x)) < 1:
+    if min(options.out_size(x.shape)) < 1:
         return "the kernel is larger than the padded image"
-    if x.device.type == "cuda" and x.shape[1] * max(x.shape[2] * x.shape[3], math.prod(options.out_size(x))) >= 1 << 31:
+    if (
+        x.device.type == "cuda"
+        and x.shape[1] * max(x.shape[2] * x.shape[3], math.prod(options.out_size(x.shape))) >= 1 << 31
+    ):
         return "the CUDA kernel takes images of less than 2**31 values"
     return native.unavailable_reason(x.device)
 
@@ -222,7 +225,7 @@ def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, options: Options) -
 def _native_forward(x: Tensor, weight: Tensor, bias: Tensor | None, options: Options, layout: int) -> Tensor:
     (x,) = as_laid_out([x], layout)
     weight = weight.contiguous()
-    y = _empty((x.shape[0], x.shape[1], *options.out_size(x)), x, layout)
+    y = _empty((x.shape[0], x.shape[1], *options.out_size(x.shape)), x, layout)
     module, where = native.where(x.device)
     bias = None if bias is None else bias.contiguous()
     module.dwconv2d(
@@ -333,7 +336,7 @@ def _op(x: Tensor, weight: Tensor, bias: Tensor | None, *arguments: Any) -> Tens
 
 
 def _op_fake(x: Tensor, weight: Tensor, bias: Tensor | None, *arguments: Any) -> Tensor:
-    return _empty((x.shape[0], x.shape[1], *Options(*arguments).out_size(x)), x, layout_of(x))
+    return _empty((x.shape[0], x.shape[1], *Options(*arguments).out_size(x.shape)), x, layout_of(x))
 
 
 def _op_backward(grad: Tensor, x: Tensor, weight: Tensor, wanted: Sequence[bool], *arguments: Any) -> list[Tensor]:

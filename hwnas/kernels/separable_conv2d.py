@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -16,6 +17,8 @@ from hwnas.kernels.layout import FORMATS, as_laid_out, layout_of
 from hwnas.kernels.library import LIBRARY
 
 _Pair = tuple[int, int]
+_Size = int | Sequence[int]
+_Shape = tuple[int, ...]
 
 _OLDER = (
     None
@@ -35,10 +38,14 @@ class _Options(NamedTuple):
     dilation: _Pair
     pre_relu: bool
 
-    def out_size(self, x: Tensor, depthwise: Tensor) -> _Pair:
-        """Return height and width of the output."""
-        height, width = depthwise.shape[2:]
-        return convolution.Options((height, width), *self).out_size(x)
+
+class _Plan(NamedTuple):
+    """What the options and the shapes of a call decide."""
+
+    options: _Options
+    size: _Shape  # of the output
+    reason: str | None  # why there is no kernel
+    arguments: tuple[Any, ...]  # of the compiled functions, besides type, layout, addresses and threads
 
 
 def separable_conv2d(
@@ -97,17 +104,17 @@ def separable_conv2d(
     >>> torch.allclose(y, F.conv2d(F.conv2d(x.relu(), depthwise, padding=2, groups=3), pointwise), atol=1e-4)
     True
     """
-    _check(x, depthwise, pointwise)
-    options = _options(stride, padding, dilation, pre_relu)
-    if _autocast_reason(x) or _reason(x, depthwise, pointwise, options):
+    _check_types(x, depthwise, pointwise)
+    plan = _plan_of(x, depthwise, pointwise, stride, padding, dilation, pre_relu)
+    if _autocast_reason(x) or _reason(x, depthwise, pointwise, plan):
         if not torch.compiler.is_compiling():
             native.warn_if_missing(x.device)
-        return _composed(x, depthwise, pointwise, options)
+        return _composed(x, depthwise, pointwise, plan.options)
     if torch.compiler.is_compiling():
-        return torch.ops.hwnas.separable_conv2d(x, depthwise, pointwise, *options)  # type: ignore[no-any-return]
+        return torch.ops.hwnas.separable_conv2d(x, depthwise, pointwise, *plan.options)  # type: ignore[no-any-return]
     if torch.is_grad_enabled() and (x.requires_grad or depthwise.requires_grad or pointwise.requires_grad):
-        return _SeparableConv2d.apply(x, depthwise, pointwise, options)  # type: ignore[no-any-return, no-untyped-call]
-    return _forward(x, depthwise, pointwise, options)
+        return _SeparableConv2d.apply(x, depthwise, pointwise, plan)  # type: ignore[no-any-return, no-untyped-call]
+    return _forward(x, depthwise, pointwise, plan)
 
 
 def separable_conv2d_reference(
@@ -124,7 +131,8 @@ def separable_conv2d_reference(
 
     Parameters and result are those of `separable_conv2d`.
     """
-    return _reference(x, depthwise, pointwise, _options(stride, padding, dilation, pre_relu))
+    plan = _plan_of(x, depthwise, pointwise, stride, padding, dilation, pre_relu)
+    return _reference(x, depthwise, pointwise, plan.options)
 
 
 def unsupported_reason(
@@ -146,8 +154,8 @@ def unsupported_reason(
     str or None
         The reason, None when the kernel can be used.
     """
-    options = _options(stride, padding, dilation, pre_relu)
-    return _autocast_reason(x) or _reason(x, depthwise, pointwise, options)
+    plan = _plan_of(x, depthwise, pointwise, stride, padding, dilation, pre_relu)
+    return _autocast_reason(x) or _reason(x, depthwise, pointwise, plan)
 
 
 def _autocast_reason(x: Tensor) -> str | None:
@@ -156,58 +164,86 @@ def _autocast_reason(x: Tensor) -> str | None:
     return None
 
 
-def _reason(x: Tensor, depthwise: Tensor, pointwise: Tensor, options: _Options) -> str | None:
+def _reason(x: Tensor, depthwise: Tensor, pointwise: Tensor, plan: _Plan) -> str | None:
     for tensor in (x, depthwise, pointwise):
-        if tensor.dtype != torch.float32:
+        if tensor.dtype is not torch.float32:
             return f"there is no kernel for {tensor.dtype}"
-        if tensor.device.type != "cpu":
+        if not tensor.is_cpu:
             return f"there is no kernel for device type {tensor.device.type!r}"
-    if x.dim() != 4:
-        return f"x has {x.dim()} dimensions, not 4"
     if torch.compiler.is_compiling():
         if torch.compiler.is_exporting():
             return "the program is being exported, and other programs do not know the operator"
     elif reason := native.no_address_reason((x, depthwise, pointwise)):
         return reason
-    if pointwise.shape[0] == 0:
-        return "the output has no channels"
-    if min(options.out_size(x, depthwise)) < 1:
-        return "the kernel is larger than the padded image"
-    return native.unavailable_reason(x.device) or _OLDER
+    return plan.reason or native.unavailable_reason(x.device) or _OLDER
 
 
 # --- arguments ----------------------------------------------------------------------------------------------
 
 
-def _check(x: Tensor, depthwise: Tensor, pointwise: Tensor) -> None:
+def _check_types(x: Tensor, depthwise: Tensor, pointwise: Tensor) -> None:
     """Raise an error that names the argument at fault."""
     for name, tensor in (("x", x), ("depthwise", depthwise), ("pointwise", pointwise)):
         if not isinstance(tensor, Tensor):
             raise UnsupportedError(f"separable_conv2d: {name} is a {type(tensor).__name__}, expected a Tensor")
         if not tensor.is_floating_point():
             raise UnsupportedError(f"separable_conv2d: {name} is {tensor.dtype}, expected a floating-point type")
-    if x.dim() not in (3, 4):
-        raise ValueError(f"separable_conv2d: x has shape {tuple(x.shape)}, expected (N, C, H, W)")
-    channels = x.shape[-3]
-    if depthwise.dim() != 4 or depthwise.shape[:2] != (channels, 1):
+
+
+def _plan_of(
+    x: Tensor, depthwise: Tensor, pointwise: Tensor, stride: _Size, padding: _Size, dilation: _Size, pre_relu: bool
+) -> _Plan:
+    given = x.shape, depthwise.shape, pointwise.shape, stride, padding, dilation, pre_relu
+    if torch.compiler.is_compiling():
+        return _plan(*given)
+    try:
+        return _known_plan(*given)
+    except TypeError:  # lists, and sizes that are symbols, have no hash
+        return _plan(*given)
+
+
+def _plan(
+    x: _Shape, depthwise: _Shape, pointwise: _Shape, stride: _Size, padding: _Size, dilation: _Size, pre_relu: bool
+) -> _Plan:
+    _check_shapes(x, depthwise, pointwise)
+    options = _Options(
+        _pair("stride", stride, 1), _pair("padding", padding, 0), _pair("dilation", dilation, 1), pre_relu
+    )
+    channels, kernel = depthwise[0], (depthwise[2], depthwise[3])
+    out_size = convolution.Options(kernel, *options).out_size(x)
+    reason = None
+    if len(x) != 4:
+        reason = f"x has {len(x)} dimensions, not 4"
+    elif pointwise[0] == 0:
+        reason = "the output has no channels"
+    elif min(out_size) < 1:
+        reason = "the kernel is larger than the padded image"
+    arguments = pre_relu, tuple(x), (channels, *kernel), kernel, *options[:3]
+    return _Plan(options, (*x[:-3], pointwise[0], *out_size), reason, arguments)
+
+
+# A net asks for the same few convolutions again and again.
+_known_plan = functools.lru_cache(maxsize=1024)(_plan)
+
+
+def _check_shapes(x: _Shape, depthwise: _Shape, pointwise: _Shape) -> None:
+    """Raise an error that names the argument at fault."""
+    if len(x) not in (3, 4):
+        raise ValueError(f"separable_conv2d: x has shape {tuple(x)}, expected (N, C, H, W)")
+    channels = x[-3]
+    if len(depthwise) != 4 or depthwise[:2] != (channels, 1):
         raise ValueError(
-            f"separable_conv2d: depthwise has shape {tuple(depthwise.shape)}, expected ({channels}, 1, height, width): "
+            f"separable_conv2d: depthwise has shape {tuple(depthwise)}, expected ({channels}, 1, height, width): "
             f"one kernel for each channel of x"
         )
-    if pointwise.dim() != 4 or pointwise.shape[1:] != (channels, 1, 1):
+    if len(pointwise) != 4 or pointwise[1:] != (channels, 1, 1):
         raise ValueError(
-            f"separable_conv2d: pointwise has shape {tuple(pointwise.shape)}, expected (outputs, {channels}, 1, 1), as "
+            f"separable_conv2d: pointwise has shape {tuple(pointwise)}, expected (outputs, {channels}, 1, 1), as "
             f"x has {channels} channels"
         )
 
 
-def _options(
-    stride: int | Sequence[int], padding: int | Sequence[int], dilation: int | Sequence[int], pre_relu: bool
-) -> _Options:
-    return _Options(_pair("stride", stride, 1), _pair("padding", padding, 0), _pair("dilation", dilation, 1), pre_relu)
-
-
-def _pair(name: str, value: int | Sequence[int], least: int) -> _Pair:
+def _pair(name: str, value: _Size, least: int) -> _Pair:
     pair = (value, value) if isinstance(value, int) else tuple(value)
     if len(pair) != 2 or not all(isinstance(each, int) and each >= least for each in pair):
         raise ValueError(f"separable_conv2d: {name} is {value!r}, expected one or two integers of at least {least}")
@@ -230,34 +266,24 @@ def _composed(x: Tensor, depthwise: Tensor, pointwise: Tensor, options: _Options
 # --- the compiled kernels -----------------------------------------------------------------------------------
 
 
-def _arguments(x: Tensor, depthwise: Tensor, options: _Options, layout: int) -> tuple[Any, ...]:
+def _arguments(x: Tensor, plan: _Plan, layout: int) -> tuple[Any, ...]:
     """Return what tells the compiled functions everything but the addresses and the channels of the output."""
-    channels, _, *kernel = depthwise.shape
-    return (
-        native.DTYPE_CODES[x.dtype],
-        layout == 1,
-        options.pre_relu,
-        tuple(x.shape),
-        (channels, *kernel),
-        tuple(kernel),
-        *options[:3],
-    )
+    return native.DTYPE_CODES[x.dtype], layout == 1, *plan.arguments
 
 
-def _empty(x: Tensor, depthwise: Tensor, pointwise: Tensor, options: _Options) -> Tensor:
-    size = (x.shape[0], pointwise.shape[0], *options.out_size(x, depthwise))
-    return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=FORMATS[layout_of(x)])
+def _empty(x: Tensor, plan: _Plan, layout: int) -> Tensor:
+    return torch.empty(plan.size, dtype=x.dtype, device=x.device, memory_format=FORMATS[layout])
 
 
-def _forward(x: Tensor, depthwise: Tensor, pointwise: Tensor, options: _Options) -> Tensor:
+def _forward(x: Tensor, depthwise: Tensor, pointwise: Tensor, plan: _Plan) -> Tensor:
     layout = layout_of(x)
-    y = _empty(x, depthwise, pointwise, options)
-    (x,) = as_laid_out([x], layout)
+    y = _empty(x, plan, layout)
+    x = x.contiguous(memory_format=FORMATS[layout])
     depthwise, pointwise = depthwise.contiguous(), pointwise.contiguous()
     module, where = native.where(x.device)
     module.separable_conv2d(
-        _arguments(x, depthwise, options, layout),
-        pointwise.shape[0],
+        _arguments(x, plan, layout),
+        plan.size[1],
         x.data_ptr(),
         depthwise.data_ptr(),
         pointwise.data_ptr(),
@@ -268,24 +294,25 @@ def _forward(x: Tensor, depthwise: Tensor, pointwise: Tensor, options: _Options)
 
 
 def _native_backward(
-    grad: Tensor, x: Tensor, depthwise: Tensor, pointwise: Tensor, wanted: Sequence[bool], options: _Options
+    grad: Tensor, x: Tensor, depthwise: Tensor, pointwise: Tensor, wanted: Sequence[bool], plan: _Plan
 ) -> _Gradients:
     layout = layout_of(x)
     grad, x = as_laid_out([grad, x], layout)
     depthwise, pointwise = depthwise.contiguous(), pointwise.contiguous()
-    grad_x, grad_depthwise, grad_pointwise = (
-        torch.empty_like(tensor) if want else None
-        for tensor, want in zip((x, depthwise, pointwise), wanted, strict=True)
-    )
+    grad_x = torch.empty_like(x) if wanted[0] else None
+    grad_depthwise = torch.empty_like(depthwise) if wanted[1] else None
+    grad_pointwise = torch.empty_like(pointwise) if wanted[2] else None
     module, where = native.where(x.device)
     module.separable_conv2d_backward(
-        _arguments(x, depthwise, options, layout),
-        pointwise.shape[0],
+        _arguments(x, plan, layout),
+        plan.size[1],
         grad.data_ptr(),
         x.data_ptr(),
         depthwise.data_ptr(),
         pointwise.data_ptr(),
-        *(0 if gradient is None else gradient.data_ptr() for gradient in (grad_x, grad_depthwise, grad_pointwise)),
+        0 if grad_x is None else grad_x.data_ptr(),
+        0 if grad_depthwise is None else grad_depthwise.data_ptr(),
+        0 if grad_pointwise is None else grad_pointwise.data_ptr(),
         *where,
     )
     return grad_x, grad_depthwise, grad_pointwise
@@ -318,32 +345,33 @@ def _reference_backward(
 
 
 def _backward(
-    grad: Tensor, x: Tensor, depthwise: Tensor, pointwise: Tensor, wanted: Sequence[bool], options: _Options
+    grad: Tensor, x: Tensor, depthwise: Tensor, pointwise: Tensor, wanted: Sequence[bool], plan: _Plan
 ) -> _Gradients:
     """Gradients of x and the weights, None where not wanted."""
     # Gradients are enabled here only under create_graph=True: somebody wants to differentiate what follows.
     native_can = (
         not torch.is_grad_enabled()
-        and _reason(x, depthwise, pointwise, options) is None
+        and _reason(x, depthwise, pointwise, plan) is None
         and native.no_address_reason([grad]) is None
     )
-    backward = _native_backward if native_can else _reference_backward
-    return backward(grad, x, depthwise, pointwise, wanted, options)
+    if native_can:
+        return _native_backward(grad, x, depthwise, pointwise, wanted, plan)
+    return _reference_backward(grad, x, depthwise, pointwise, wanted, plan.options)
 
 
 class _SeparableConv2d(torch.autograd.Function):
     """The eager path: the compiled kernel without the dispatcher."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, depthwise: Tensor, pointwise: Tensor, options: _Options) -> Tensor:
-        ctx.options = options
+    def forward(ctx: Any, x: Tensor, depthwise: Tensor, pointwise: Tensor, plan: _Plan) -> Tensor:
+        ctx.plan = plan
         ctx.save_for_backward(x, depthwise, pointwise)
-        return _forward(x, depthwise, pointwise, options)
+        return _forward(x, depthwise, pointwise, plan)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, depthwise, pointwise = ctx.saved_tensors
-        return *_backward(grad, x, depthwise, pointwise, ctx.needs_input_grad[:3], ctx.options), None
+        return *_backward(grad, x, depthwise, pointwise, ctx.needs_input_grad[:3], ctx.plan), None
 
 
 # --- the operator, for torch.compile ------------------------------------------------------------------------
@@ -356,20 +384,20 @@ LIBRARY.define(f"separable_conv2d_backward(Tensor grad, {_TENSORS}, bool[3] want
 
 
 def _op(x: Tensor, depthwise: Tensor, pointwise: Tensor, *arguments: Any) -> Tensor:
-    options = _Options(*arguments)
-    if _reason(x, depthwise, pointwise, options) is None:
-        return _forward(x, depthwise, pointwise, options)
-    return _reference(x, depthwise, pointwise, options).contiguous(memory_format=FORMATS[layout_of(x)])
+    plan = _plan_of(x, depthwise, pointwise, *arguments)
+    if _reason(x, depthwise, pointwise, plan) is None:
+        return _forward(x, depthwise, pointwise, plan)
+    return _reference(x, depthwise, pointwise, plan.options).contiguous(memory_format=FORMATS[layout_of(x)])
 
 
 def _op_fake(x: Tensor, depthwise: Tensor, pointwise: Tensor, *arguments: Any) -> Tensor:
-    return _empty(x, depthwise, pointwise, _Options(*arguments))
+    return _empty(x, _plan_of(x, depthwise, pointwise, *arguments), layout_of(x))
 
 
 def _op_backward(
     grad: Tensor, x: Tensor, depthwise: Tensor, pointwise: Tensor, wanted: Sequence[bool], *arguments: Any
 ) -> list[Tensor]:
-    gradients = _backward(grad, x, depthwise, pointwise, wanted, _Options(*arguments))
+    gradients = _backward(grad, x, depthwise, pointwise, wanted, _plan_of(x, depthwise, pointwise, *arguments))
     return [gradient for gradient in gradients if gradient is not None]
 
 

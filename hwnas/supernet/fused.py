@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from hwnas.kernels.dwconv2d import dwconv2d
-from hwnas.kernels.separable_conv2d import separable_conv2d, unsupported_reason
+from hwnas.kernels.separable_conv2d import separable_conv2d
 
 # Elements of a pointwise weight up to which the kernel is at least as fast as PyTorch's matrix products.
 _FASTER_UP_TO = 1 << 16
@@ -63,7 +63,7 @@ class DepthwiseConv2d(nn.Conv2d):
         """
         return dwconv2d(x, self.weight, self.bias, **self._places(), pre_relu=True)
 
-    def pointwise_behind(self, behind: Sequence[nn.Module], x: Any, pre_relu: bool) -> nn.Conv2d | None:
+    def pointwise_behind(self, behind: Sequence[nn.Module], x: Any) -> nn.Conv2d | None:
         """Return the module behind this one if `before_pointwise` does what both do after each other, and faster.
 
         Parameters
@@ -71,9 +71,7 @@ class DepthwiseConv2d(nn.Conv2d):
         behind : sequence of torch.nn.Module
             What follows. The first has to be a pointwise convolution that nothing watches. Neither may have a bias.
         x : Any
-            Input of this module, or of the ReLU before it.
-        pre_relu : bool
-            Whether there is one, of which `can_follow` is true.
+            Input of this module, or of a ReLU before it of which `can_follow` is true.
 
         Returns
         -------
@@ -97,7 +95,6 @@ class DepthwiseConv2d(nn.Conv2d):
             and not is_observed(point)
             and isinstance(x, Tensor)
             and self._takes(x)
-            and unsupported_reason(x, self.weight, point.weight, **self._places(), pre_relu=pre_relu) is None
         )
         return point if fits else None
 

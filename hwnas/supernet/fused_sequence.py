@@ -92,13 +92,10 @@ def run_in_order(
         module, *behind = modules[position : position + 3]
         following = behind[0] if behind else None
         if isinstance(following, DepthwiseConv2d) and following.can_follow(module, x):
-            point = following.pointwise_behind(behind[1:], x, pre_relu=True)
+            point = following.pointwise_behind(behind[1:], x)
             x = following.after_relu(x) if point is None else following.before_pointwise(point, x, pre_relu=True)
             position += 2 if point is None else 3
-        elif (
-            isinstance(module, DepthwiseConv2d)
-            and (point := module.pointwise_behind(behind, x, pre_relu=False)) is not None
-        ):
+        elif isinstance(module, DepthwiseConv2d) and (point := module.pointwise_behind(behind, x)) is not None:
             x = module.before_pointwise(point, x, pre_relu=False)
             position += 2
         elif following is not None and (bounds := clamp_bounds(module, following)) is not None:

@@ -177,7 +177,10 @@ class MixedFactoryChoice(MixedCandidates, FactoryChoice):
 
     def _run_all(self, sources: Mixture, names: Mixture, inputs: Sequence[Tensor]) -> Any:
         """Mix the outputs of all active candidates on all active inputs as one sum."""
-        rows = [[self.candidate(name, source) for name in names.values] for source in sources.values]
+        positions = [self.names.index(name) for name in names.values]
+        made: Any = self.made
+        of_source = {source: list(row) for source, row in zip(self.source.values, made, strict=True)}
+        rows = [[of_source[source][position] for position in positions] for source in sources.values]
         kept = nonzero_positions(names, rows, inputs)
         if len(kept) < len(names.values):
             names, rows = part_of(names, kept), [[row[k] for k in kept] for row in rows]
