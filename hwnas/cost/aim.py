@@ -81,6 +81,28 @@ def aims_at(ranges: Sequence[Bounded], weights: Sequence[FloatArray]) -> list[Ai
     return [aim for aim in aims if not aim.covers_all] or aims[:1]
 
 
+def aims_regardless(ranges: Sequence[Bounded], weights: Sequence[FloatArray]) -> list[Aim]:
+    """Give the aim of drawing by weights and constraints alone, for costs that tie too many labels to each other.
+
+    Its steps number the labels of members as the costs do, but intermediates differently.
+
+    Parameters
+    ----------
+    ranges, weights
+        See `aims_at`.
+
+    Raises
+    ------
+    NothingError
+        If the constraints allow nothing.
+    UnsupportedError
+        If the constraints, too, tie too many labels to each other.
+    """
+    model = ranges[0].model.without_cost
+    n = model.n_labels
+    return aims_at([Bounded(model)], [*weights[:n], *(np.ones(size) for size in model.sizes[n:])])
+
+
 def extreme(bounded: Bounded, lattice: Lattice) -> tuple[float, IndexArray]:
     """Give the least cost of a lattice, or the largest of one with the sign -1, and a member that has it."""
     choices = np.array([lattice.cheapest()], dtype=np.intp).reshape(1, -1)

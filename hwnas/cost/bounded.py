@@ -58,6 +58,12 @@ def bound_labels(ranges: Sequence[Bounded]) -> frozenset[int]:
     return frozenset(p for bounded in ranges for p in bounded.model.bound_labels)
 
 
+def loose_labels(ranges: Sequence[Bounded], steps: Sequence[Step]) -> list[int]:
+    """Give the positions of the labels of members that a cost or a constraint depends on, but no step decides."""
+    decided = {p for step in steps for p in step.labels}
+    return sorted(p for p in bound_labels(ranges) - decided if p < ranges[0].model.n_labels)
+
+
 def within_all(ranges: Sequence[Bounded], rows: IndexArray) -> npt.NDArray[np.bool_]:
     """Tell for each row of option indices whether every cost is in its range."""
     within = np.ones(len(rows), dtype=bool)

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from hwnas.cost.domain import Domain
 from hwnas.cost.elimination import elimination_order, minimise
 from hwnas.cost.factor import Factor, Table, compile_tables
-from hwnas.cost.intermediate import Intermediate
+from hwnas.cost.intermediate import Intermediate, closure
 from hwnas.cost.path import Step, build_paths
 
 # Rows evaluated at a time, so that their columns stay in the cache.
@@ -52,6 +52,7 @@ class Compiled:
         self.labels = self.domain.labels
         self.sizes = self.domain.sizes
         self.factors = factors
+        self.constraints = constraints
         self.unit = unit
         tables = compile_tables(factors, self.labels)
         definitions = [each.definition() for each in intermediates]
@@ -145,6 +146,14 @@ class Compiled:
     def path(self) -> list[Step]:
         """The steps in which the labels of this cost alone are decided."""
         return build_paths([self.tables], self.allowed_tables, self.labels, self.sizes)[0]
+
+    @cached_property
+    def without_cost(self) -> Compiled:
+        """A cost of nothing under the same constraints, with no more intermediates than these need."""
+        needed = closure(label for constraint in self.constraints for label in constraint.labels)
+        labels = self.labels[: self.n_labels]
+        domain = Domain({label: self.domain.values[label] for label in labels})
+        return Compiled(domain, list(needed.values()), (), self.constraints, 0.0, "")
 
     @cached_property
     def bound_labels(self) -> frozenset[int]:

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hwnas.cost.aim import Aim, NothingError, aims_at
-from hwnas.cost.bounded import Bounded, bound_labels, member_rows, within_all
+from hwnas.cost.aim import Aim, NothingError, aims_at, aims_regardless
+from hwnas.cost.bounded import Bounded, bound_labels, loose_labels, member_rows, within_all
 from hwnas.cost.draws import ENUMERATION_LIMIT
 from hwnas.cost.histograms import LEVELS, TooManyError, Window, resolutions
+from hwnas.cost.lattice import FloatArray
+from hwnas.errors import UnsupportedError
 
 # Members whose side of the border is not known are judged by this many draws when they are too many to list.
 _DRAWS = 8192
@@ -48,7 +50,7 @@ def count_within(ranges: Sequence[Bounded]) -> Count:
     Exact when all costs are whole numbers with common divisors that are not tiny (for one cost: a 65,000th of
     the range or more), and whenever the members close to the ends of the ranges are few enough to list; both up
     to 2**53 members, not counting labels without a factor. Otherwise the bounds hold, and the value between them
-    is estimated from draws.
+    is estimated from draws; wide bounds where the costs tie too many labels to each other for a path.
 
     Parameters
     ----------
@@ -58,10 +60,13 @@ def count_within(ranges: Sequence[Bounded]) -> Count:
     first = ranges[0].model
     bound = bound_labels(ranges)
     free = math.prod(size for label, size in enumerate(first.sizes) if label not in bound)
+    uniform = [np.ones(size) for size in first.sizes]
     try:
-        aims = aims_at(ranges, [np.ones(size) for size in first.sizes])
+        aims = aims_at(ranges, uniform)
     except NothingError:
         return Count(0, 0, 0)
+    except UnsupportedError:
+        return _from_draws(ranges, uniform, free)
     lattices = [aim.lattice for aim in aims]
     asked = [(aim.low, aim.high) for aim in aims]
     count = Count(0, 0, 0)
@@ -92,6 +97,28 @@ def count_within(ranges: Sequence[Bounded]) -> Count:
         if doubtful <= 0.01 * certain:
             break
     return count
+
+
+def _from_draws(ranges: Sequence[Bounded], uniform: Sequence[FloatArray], free: int) -> Count:
+    """Count what the constraints allow, and estimate from draws how much of it is within ranges."""
+    first = ranges[0].model
+    try:
+        aims = aims_regardless(ranges, uniform)
+    except NothingError:
+        return Count(0, 0, 0)
+    lattice = aims[0].lattice
+    histograms = next(resolutions([lattice], [aims[0].span], (2,)))
+    window = histograms.window([(aims[0].low, aims[0].high)])
+    loose = loose_labels(ranges, lattice.steps)
+    total = histograms.weight(window) * math.prod(first.sizes[p] for p in loose)
+    rng = np.random.default_rng(0)
+    rows = member_rows(lattice.steps, len(first.labels), histograms.draw(window, _DRAWS, rng))[:, : first.n_labels]
+    for p in loose:
+        rows[:, p] = rng.integers(first.sizes[p], size=_DRAWS)
+    within = within_all(ranges, rows)
+    seen, unwanted = (len(np.unique(rows[which], axis=0)) for which in (within, ~within))
+    value = min(max(total * float(within.mean()), seen), total - unwanted)
+    return Count(free * round(value), free * seen, free * _rounded(total - unwanted, 1))
 
 
 def _levels(aims: Sequence[Aim]) -> tuple[int, ...]:

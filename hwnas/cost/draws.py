@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from hwnas.cost.aim import Aim, NothingError, aims_at
-from hwnas.cost.bounded import Bounded, bound_labels, member_rows, within_all
+from hwnas.cost.aim import Aim, NothingError, aims_at, aims_regardless
+from hwnas.cost.bounded import Bounded, bound_labels, loose_labels, member_rows, within_all
 from hwnas.cost.conflict import weighted_sum
 from hwnas.cost.histograms import LEVELS, Histograms, TooManyError, Window, resolutions
 from hwnas.cost.lattice import FloatArray, IndexArray
@@ -31,7 +31,7 @@ class _Way:
     histograms: Histograms
     window: Window
     steps: Sequence[Step]
-    loose: Sequence[int]  # labels that are not on the path, but that a range depends on
+    loose: Sequence[int]  # labels of members that are not on the path, but that a range depends on
     acceptance: float = 0.0
 
 
@@ -57,7 +57,7 @@ class Draws:
     NothingError
         If no member is within the ranges, or none was found.
     UnsupportedError
-        If factors tie too many labels together.
+        If constraints tie too many labels together.
     """
 
     def __init__(self, ranges: Sequence[Bounded], weights: Sequence[FloatArray], *, thorough: bool = True) -> None:
@@ -111,15 +111,14 @@ class Draws:
         return best
 
     def _ways(self) -> Iterator[Sequence[Aim]]:
-        """Yield what to make histograms of: all costs jointly, a weighted sum of them, and each of them alone."""
-        unsupported = None
+        """Yield what to make histograms of: all costs jointly, a weighted sum of them, each of them alone, or none."""
+        unsupported = True
         try:
             aims = aims_at(self._ranges, self._weights)
-        except UnsupportedError as error:
-            if len(self._ranges) == 1:
-                raise
-            unsupported = error
+        except UnsupportedError:
+            pass
         else:
+            unsupported = False
             if len(aims) == 1:
                 yield aims
                 return
@@ -130,20 +129,20 @@ class Draws:
             yield [summed]
             if not self._thorough:
                 return
-        for bounded in self._ranges:
+        for bounded in self._ranges if len(self._ranges) > 1 else ():
             try:
                 yield aims_at([bounded], self._weights)
             except UnsupportedError:
                 continue
-            unsupported = None
-        if unsupported is not None:
-            raise unsupported
+            unsupported = False
+        if unsupported:
+            yield aims_regardless(self._ranges, self._weights)
 
     def _refined(self, aims: Sequence[Aim]) -> _Way:
         """Make histograms finer until enough draws are accepted, or list the members."""
         lattices = [aim.lattice for aim in aims]
         steps = lattices[0].steps
-        loose = sorted(self._bound - {p for step in steps for p in step.labels})
+        loose = loose_labels(self._ranges, steps)
         levels = (2,) if aims[0].covers_all else LEVELS
         rng = np.random.default_rng(0)
         for histograms in resolutions(lattices, [aim.span for aim in aims], levels):

@@ -39,22 +39,37 @@ def explain(ranges: Sequence[Bounded], weights: Sequence[FloatArray], *, undecid
     BudgetError
         To be raised.
     """
-    for bounded in ranges:
-        try:
-            path = bounded.model.path
-        except UnsupportedError:
-            continue
-        rising, falling = (Lattice(path, weights, bounded.model.constant, sign) for sign in (1, -1))
-        if not (bounded.model.feasible and math.isfinite(rising.minimum)):
+    lattices = [_lattices(bounded, weights) for bounded in ranges]
+    for bounded, pair in zip(ranges, lattices, strict=True):
+        if pair is not None and not (bounded.model.feasible and math.isfinite(pair[0].minimum)):
             return BudgetError("no architecture satisfies the constraints with a non-zero weight; relax them")
-        least, most = (extreme(bounded, lattice) for lattice in (rising, falling))
-        if bounded.high < least[0]:
-            return _out_of_reach(bounded, "minimum", *least)
-        if bounded.low > most[0]:
-            return _out_of_reach(bounded, "maximum", *most)
-    if len(ranges) == 1:
-        return _gap(ranges[0], rising, falling, undecided=undecided)
+        ends = _optima(bounded) if pair is None else [extreme(bounded, lattice) for lattice in pair]
+        if ends is not None and bounded.high < ends[0][0]:
+            return _out_of_reach(bounded, "minimum", *ends[0])
+        if ends is not None and bounded.low > ends[1][0]:
+            return _out_of_reach(bounded, "maximum", *ends[1])
+    if len(ranges) == 1 and lattices[0] is not None:
+        return _gap(ranges[0], *lattices[0], undecided=undecided)
     return _conflict(ranges, weights, undecided=undecided)
+
+
+def _lattices(bounded: Bounded, weights: Sequence[FloatArray]) -> tuple[Lattice, Lattice] | None:
+    """Give a cost as excess over its minimum and over its maximum; None where it ties too many labels together."""
+    try:
+        path = bounded.model.path
+    except UnsupportedError:
+        return None
+    rising, falling = (Lattice(path, weights, bounded.model.constant, sign) for sign in (1, -1))
+    return rising, falling
+
+
+def _optima(bounded: Bounded) -> list[tuple[float, IndexArray]] | None:
+    """Give the least and the largest cost whatever the weights, with members; None where that is not known."""
+    try:
+        rows = [bounded.model.optimum(sign) for sign in (1, -1)]
+    except UnsupportedError:
+        return None
+    return [(float(bounded.model.evaluate(row[None])[0]), row) for row in rows if row is not None] or None
 
 
 def _out_of_reach(bounded: Bounded, which: str, cost: float, row: IndexArray) -> BudgetError:
@@ -85,7 +100,7 @@ def _gap(bounded: Bounded, rising: Lattice, falling: Lattice, *, undecided: bool
 
 
 def _conflict(ranges: Sequence[Bounded], weights: Sequence[FloatArray], *, undecided: bool) -> BudgetError:
-    """Say how far each of several ranges has to be widened while the others are kept."""
+    """Say how far each range has to be widened while the others are kept, as far as draws tell."""
     nearest, told = [], []
     for k, bounded in enumerate(ranges):
         sides = [_beyond(ranges, k, weights, side) for side in (-1, 1)]
@@ -97,7 +112,9 @@ def _conflict(ranges: Sequence[Bounded], weights: Sequence[FloatArray], *, undec
         nearest.append(cost)
         told.append(f"{'' if exact else 'about '}{bounded.model.format(cost, 12)} instead of {bounded.described()}")
     message = _none(ranges, undecided=undecided)
-    if told:
+    if told and len(ranges) == 1:
+        message += f"; the nearest that was found: {told[0]}"
+    elif told:
         message += f"; the nearest that is reachable while the other ranges are kept: {', or '.join(told)}"
     return BudgetError(f"{message}. Widen a range", nearest=tuple(nearest))
 

@@ -111,11 +111,5 @@ class JointRanges:
         return [self.domain.sample(row) for row in self.sampler(weights).draw(n, seed).tolist()]
 
     def count(self) -> Count:
-        """Count the members; see `hwnas.cost.counting.count_within` for when the count is exact.
-
-        Raises
-        ------
-        UnsupportedError
-            If the costs together tie too many labels to each other.
-        """
+        """Count the members; see `hwnas.cost.counting.count_within` for when the count is exact."""
         return count_within(self._bounded)

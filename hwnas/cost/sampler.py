@@ -28,7 +28,8 @@ class BudgetSampler:
 
     Several costs are quantised jointly, in as many dimensions. As their bins share the same memory, each has
     fewer. Where the costs together tie too many labels, or no draw succeeds at the finest bins that fit into
-    memory, draws are made within one range, that whose members meet the others most often, and the others reject.
+    memory, draws are made within one range, that whose members meet the others most often, and the others reject;
+    where each cost alone ties too many labels, draws follow weights and constraints, and all costs reject.
 
     Parameters
     ----------
@@ -46,7 +47,7 @@ class BudgetSampler:
     ValueError
         If a range is empty, or weights do not fit the domain.
     UnsupportedError
-        If factors tie too many labels together.
+        If constraints tie too many labels together.
     """
 
     def __init__(self, ranges: Sequence[Bounded], weights: Mapping[str, Sequence[float]] | None = None) -> None:

@@ -81,5 +81,8 @@ def test_too_wide_tables_are_refused_with_their_labels() -> None:
     )
     with pytest.raises(UnsupportedError, match=r"tie 12 labels together: l0, l1, .*sums of smaller ones"):
         model.minimum()
-    with pytest.raises(UnsupportedError, match="budget sampler needs a table"):
+    with pytest.raises(BudgetError, match=r"was found that costs at most 10, .*nearest that was found: about"):
         model.sample_within(high=10.0)
+    equal = [Factor(factor.labels, factor.table < 4) for factor in model.factors]
+    with pytest.raises(UnsupportedError, match="budget sampler needs a table"):
+        CostModel(model.domain.values, [], constraints=equal).sample_within(high=10.0)

@@ -123,3 +123,9 @@ def test_random_members_of_the_benchmark() -> None:
     for seed in range(25):
         sample = space.random(random_state=seed)
         assert (macs.profile(sample), size.profile(sample)) == counted(space.freeze(sample), x), sample
+    # All edges decide about every width, which no path of small tables has: the cost rejects.
+    model = macs.cost_model
+    middle = float(np.median(model.evaluate(model.sampler().draw(500))))
+    drawn = model.sample_within(high=middle, n=50, seed=1)
+    assert model.allowed(drawn).all()
+    assert (model.evaluate(drawn) <= middle).all()
