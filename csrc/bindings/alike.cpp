@@ -1,37 +1,45 @@
 // One quick look at tensors before an operator takes their addresses. In Python every attribute of every tensor costs
-// time, together more than the sum of two small tensors. In _cpu only, which is always built; tensors may be on any device.
+// time, together more than the sum of two small tensors. In _cpu only, which is always built; tensors may be on any
+// device.
 #ifndef HWNAS_WITH_CUDA
 
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
+#include "hwnas/alike.h"
 
 #include <cstdint>
 #include <optional>
 #include <vector>
 
-#include "hwnas/alike.h"
+#include "hwnas/arguments.h"
 #include "hwnas/dlpack.h"
 #include "hwnas/registry.h"
 
 namespace hwnas::bindings::alike {
 namespace {
 
-namespace py = pybind11;
+using hwnas::Arguments;
+using hwnas::Registration;
 using hwnas::dlpack::ExchangeApi;
 using hwnas::dlpack::Tensor;
+using hwnas::python::Object;
 
 const ExchangeApi* api = nullptr;
 std::vector<const void*> plain_types;
 
 // The types stay alive: their owner, torch, is never unloaded.
-bool use_exchange_api(const py::capsule& capsule, const std::vector<py::type>& types) {
-  const auto* table = static_cast<const ExchangeApi*>(PyCapsule_GetPointer(capsule.ptr(), hwnas::dlpack::kCapsule));
-  if (table == nullptr) throw py::error_already_set();
-  if (table->version.major != hwnas::dlpack::kMajorVersion || table->from_object == nullptr) return false;
+Object use_exchange_api(Arguments& given) {
+  PyObject* const capsule = given.any("capsule");
+  const auto* table = static_cast<const ExchangeApi*>(PyCapsule_GetPointer(capsule, hwnas::dlpack::kCapsule));
+  if (table == nullptr) throw python::ErrorSet();
+  PyObject* const types = given.tuple("types");
+  given.end();
+  const bool known = table->version.major == hwnas::dlpack::kMajorVersion && table->from_object != nullptr;
+  if (!known) return python::checked(PyBool_FromLong(0));
   plain_types.clear();
-  for (const auto& type : types) plain_types.push_back(type.ptr());
+  for (Py_ssize_t k = 0; k < PyTuple_GET_SIZE(types); ++k) {
+    plain_types.push_back(PyTuple_GET_ITEM(types, k));
+  }
   api = table;
-  return true;
+  return python::checked(PyBool_FromLong(1));
 }
 
 bool is_plain(PyObject* object) {
@@ -44,9 +52,9 @@ bool is_plain(PyObject* object) {
 // The exchange interface leaves out that a view may stand for its negated memory.
 bool is_negated(PyObject* object) {
   static PyObject* const name = PyUnicode_InternFromString("is_neg");
-  const auto answer = py::reinterpret_steal<py::object>(PyObject_CallMethodNoArgs(object, name));
+  const Object answer(PyObject_CallMethodNoArgs(object, name));
   if (!answer) PyErr_Clear();
-  return answer.ptr() != Py_False;
+  return answer.get() != Py_False;
 }
 
 bool has_kernels(const Tensor& x) {
@@ -104,28 +112,47 @@ bool accumulates(const Tensor& scalars, const Tensor& x) {
 
 std::uintptr_t data_of(const Tensor& x) { return reinterpret_cast<std::uintptr_t>(x.data) + x.byte_offset; }
 
-py::object alike(const py::tuple& tensors, const py::object& scalars) {
+Object alike(Arguments& given) {
+  PyObject* const tensors = given.tuple("tensors");
+  PyObject* const scalars = given.any("scalars");
+  given.end();
   const auto found = look_at(tensors, scalars);
-  return found ? py::cast(found->addresses) : py::none();
+  if (!found) return python::none();
+  Object addresses = python::checked(PyList_New(static_cast<Py_ssize_t>(found->addresses.size())));
+  for (std::size_t k = 0; k < found->addresses.size(); ++k) {
+    PyList_SET_ITEM(addresses.get(), static_cast<Py_ssize_t>(k),
+                    python::checked(PyLong_FromSize_t(found->addresses[k])).release());
+  }
+  return addresses;
 }
+
+const Registration registration({
+    {"use_exchange_api", use_exchange_api,
+     "Look at tensors of these types by the DLPack exchange interface in a capsule, if its version is known."},
+    {"alike", alike,
+     "Addresses of plain tensors, not lazily negated, that have one type (float32, bfloat16 or float64), shape and "
+     "device and lie in memory in the same order, contiguous or channels-last; and of a vector of accumulators, "
+     "unless it is None, on the same device. None when it is not so."},
+});
 
 }  // namespace
 
-std::optional<Alike> look_at(const py::tuple& tensors, const py::object& scalars) {
-  if (api == nullptr || tensors.empty()) return std::nullopt;
+std::optional<Alike> look_at(PyObject* tensors, PyObject* scalars) {
+  const Py_ssize_t count = PyTuple_GET_SIZE(tensors);
+  if (api == nullptr || count == 0) return std::nullopt;
   Alike found{};
-  found.addresses.reserve(tensors.size() + 1);
+  found.addresses.reserve(static_cast<std::size_t>(count) + 1);
   Tensor first{};
-  for (const py::handle object : tensors) {
+  for (Py_ssize_t k = 0; k < count; ++k) {
     Tensor x{};
-    if (!look(object.ptr(), &x)) return std::nullopt;
+    if (!look(PyTuple_GET_ITEM(tensors, k), &x)) return std::nullopt;
     if (found.addresses.empty()) first = x;
     if (!same(x, first)) return std::nullopt;
     found.addresses.push_back(data_of(x));
   }
-  if (!scalars.is_none()) {
+  if (scalars != Py_None) {
     Tensor x{};
-    if (!look(scalars.ptr(), &x) || !accumulates(x, first)) return std::nullopt;
+    if (!look(scalars, &x) || !accumulates(x, first)) return std::nullopt;
     found.addresses.push_back(data_of(x));
     found.scalars = x.shape[0];
   }
@@ -138,19 +165,10 @@ std::optional<Alike> look_at(const py::tuple& tensors, const py::object& scalars
   return found;
 }
 
-std::uintptr_t address_of(const py::object& tensor) {
+std::uintptr_t address_of(PyObject* tensor) {
   Tensor x{};
-  if (api->from_object(tensor.ptr(), &x) != 0) throw py::error_already_set();
+  if (api->from_object(tensor, &x) != 0) throw python::ErrorSet();
   return data_of(x);
-}
-
-HWNAS_BINDING(module) {
-  module.def("use_exchange_api", &use_exchange_api, py::arg("capsule"), py::arg("types"),
-             "Look at tensors of these types by the DLPack exchange interface in a capsule, if its version is known.");
-  module.def("alike", &alike, py::arg("tensors"), py::arg("scalars") = py::none(),
-             "Addresses of plain tensors, not lazily negated, that have one type (float32, bfloat16 or float64), shape "
-             "and device and lie in memory in the same order, contiguous or channels-last; and of a vector of "
-             "accumulators on the same device. None when it is not so.");
 }
 
 }  // namespace hwnas::bindings::alike

@@ -2,169 +2,155 @@
 
 #include "hwnas/mixed_sum.h"
 
-#include <pybind11/stl.h>
-
 #include <string>
 #include <vector>
 
-#ifndef HWNAS_WITH_CUDA
+#include "hwnas/arguments.h"
+#include "hwnas/registry.h"
+#ifdef HWNAS_WITH_CUDA
+#include "hwnas/device.h"
+#else
 #include "hwnas/alike.h"
 #endif
-#include "hwnas/check.h"
-#include "hwnas/registry.h"
 
 namespace hwnas::bindings::mixed_sum {
 namespace {
 
-namespace py = pybind11;
-using hwnas::DType;
 using hwnas::Address;
 using hwnas::Addresses;
+using hwnas::Arguments;
+using hwnas::Registration;
+using hwnas::python::Object;
+using hwnas::DType;
 using hwnas::Where;
 
-constexpr hwnas::Check check{"mixed_sum"};
-
-void check_sizes(std::int64_t size, std::size_t count) {
-  if (size < 1) check.fail("size is " + std::to_string(size) + ", expected at least 1");
-  if (count < 1) check.fail("tensors is empty, expected at least one");
+void check_number(const Arguments& given, std::size_t count) {
+  if (count < 1) given.fail("tensors is empty, expected at least one");
 #ifdef HWNAS_WITH_CUDA
   if (count > hwnas::cuda::kMixedSumMaxCount) {
-    check.fail("tensors has " + std::to_string(count) + " entries, the CUDA kernel takes at most " +
-         std::to_string(hwnas::cuda::kMixedSumMaxCount));
+    given.fail("tensors has " + std::to_string(count) + " entries, the CUDA kernel takes at most " +
+               std::to_string(hwnas::cuda::kMixedSumMaxCount));
   }
 #endif
 }
 
-void forward(int dtype_code, Address weights, const Addresses& tensors, Address out, std::int64_t size,
-             const Where& where) {
-  const DType dtype = check.dtype(dtype_code);
-  check_sizes(size, tensors.size());
+void forward(Arguments& given) {
+  const DType dtype = given.dtype("dtype");
   const std::int64_t unit = hwnas::element_size(dtype);
-  const auto pointers = check.addresses(tensors, unit, "tensors");
+  const void* weights = given.pointer(given.address("weights"), hwnas::accumulator_size(dtype), "weights");
+  const auto tensors = given.pointers(given.addresses("tensors"), unit, "tensors");
+  check_number(given, tensors.size());
+  void* const out = given.pointer(given.address("out"), unit, "out");
   const hwnas::MixedSum args{dtype,
-                             check.address(weights, hwnas::accumulator_size(dtype), "weights"),
-                             pointers.data(),
-                             static_cast<std::int64_t>(pointers.size()),
-                             check.address(out, unit, "out"),
-                             size};
+                             weights,
+                             tensors.data(),
+                             static_cast<std::int64_t>(tensors.size()),
+                             out,
+                             given.integer("size", 1)};
+  const Where where = given.where();
+  const hwnas::python::WithoutLock without;
 #ifdef HWNAS_WITH_CUDA
-  const py::gil_scoped_release release;
   const hwnas::cuda::DeviceGuard guard(where.device);
-  hwnas::cuda::mixed_sum(args, reinterpret_cast<void*>(where.stream));
+  hwnas::cuda::mixed_sum(args, where.stream);
 #else
-  check.where(where);
-  const py::gil_scoped_release release;
   HWNAS_PICK(mixed_sum)(args, where.threads);
 #endif
 }
 
 #ifndef HWNAS_WITH_CUDA
-// The whole forward pass in one call, for tensors on which looking at them from Python takes longer than adding them up.
-// None where they need a closer look.
-py::object forward_of(const py::tuple& tensors, const py::object& weights, const py::object& empty_like, int threads) {
-  check.where(Where{threads});
-  auto found = alike::look_at(tensors, weights);
-  if (!found || !found->on_cpu || found->scalars != static_cast<std::int64_t>(tensors.size())) return py::none();
-  py::object out = empty_like(tensors[0]);
+// The whole forward pass in one call, for tensors on which looking at them from Python takes longer than adding them
+// up. None where they need a closer look.
+Object forward_of(Arguments& given) {
+  PyObject* const tensors = given.tuple("tensors");
+  PyObject* const weights = given.any("weights");
+  PyObject* const empty_like = given.any("empty_like");
+  const int threads = given.where().threads;
+  const auto found = alike::look_at(tensors, weights);
+  const auto count = static_cast<std::size_t>(PyTuple_GET_SIZE(tensors));
+  if (!found || !found->on_cpu || found->scalars != static_cast<std::int64_t>(count)) return python::none();
+  Object out = python::checked(PyObject_CallOneArg(empty_like, PyTuple_GET_ITEM(tensors, 0)));
   const auto pointer = [&](std::size_t k) { return reinterpret_cast<void*>(found->addresses[k]); };
   std::vector<const void*> inputs;
-  for (std::size_t k = 0; k < tensors.size(); ++k) inputs.push_back(pointer(k));
+  for (std::size_t k = 0; k < count; ++k) inputs.push_back(pointer(k));
   const hwnas::MixedSum args{found->dtype,
-                             pointer(tensors.size()),
+                             pointer(count),
                              inputs.data(),
                              static_cast<std::int64_t>(inputs.size()),
-                             reinterpret_cast<void*>(alike::address_of(out)),
+                             reinterpret_cast<void*>(alike::address_of(out.get())),
                              found->size};
-  const py::gil_scoped_release release;
+  const hwnas::python::WithoutLock without;
   HWNAS_PICK(mixed_sum)(args, threads);
   return out;
 }
 #endif
 
-void backward(int dtype_code, Address grad, Address weights, const Addresses& tensors, const Addresses& grad_tensors,
-              Address grad_weights, Address partials, std::int64_t size, const Where& where) {
-  const DType dtype = check.dtype(dtype_code);
-  check_sizes(size, grad_tensors.size());
+void backward(Arguments& given) {
+  const DType dtype = given.dtype("dtype");
   const std::int64_t unit = hwnas::element_size(dtype);
   const std::int64_t scalar = hwnas::accumulator_size(dtype);
-  const bool need_weights = grad_weights != 0;
-  if (need_weights && tensors.size() != grad_tensors.size()) {
-    check.fail("tensors has " + std::to_string(tensors.size()) + " entries and grad_tensors " +
-         std::to_string(grad_tensors.size()) + ", expected as many");
+  const void* grad = given.pointer(given.address("grad"), unit, "grad");
+  const void* weights = given.pointer(given.address("weights"), scalar, "weights");
+  const Addresses tensors = given.addresses("tensors");
+  const auto outputs = given.pointers(given.addresses("grad_tensors"), unit, "grad_tensors", true);
+  check_number(given, outputs.size());
+  void* const grad_weights = given.optional_pointer(given.address("grad_weights"), scalar, "grad_weights");
+  std::vector<void*> inputs;
+  if (grad_weights != nullptr) {
+    given.check_count("tensors", tensors.size(), outputs.size());
+    inputs = given.pointers(tensors, unit, "tensors");
   }
-  const auto inputs = need_weights ? check.addresses(tensors, unit, "tensors") : std::vector<void*>();
-  const auto outputs = check.addresses(grad_tensors, unit, "grad_tensors", true);
-  const auto count = static_cast<std::int64_t>(outputs.size());
-  hwnas::MixedSumBackward args{dtype,
-                               check.address(grad, unit, "grad"),
-                               check.address(weights, scalar, "weights"),
-                               inputs.data(),
-                               count,
-                               outputs.data(),
-                               need_weights ? check.address(grad_weights, scalar, "grad_weights") : nullptr,
-                               nullptr,
-                               size};
 #ifdef HWNAS_WITH_CUDA
-  if (need_weights) args.partials = check.address(partials, scalar, "partials");
-  const py::gil_scoped_release release;
+  const Address partials = given.address("partials");
+#endif
+  hwnas::MixedSumBackward args{dtype,
+                               grad,
+                               weights,
+                               inputs.data(),
+                               static_cast<std::int64_t>(outputs.size()),
+                               outputs.data(),
+                               grad_weights,
+                               nullptr,
+                               given.integer("size", 1)};
+#ifdef HWNAS_WITH_CUDA
+  if (grad_weights != nullptr) args.partials = given.pointer(partials, scalar, "partials");
+#endif
+  const Where where = given.where();
+  const hwnas::python::WithoutLock without;
+#ifdef HWNAS_WITH_CUDA
   const hwnas::cuda::DeviceGuard guard(where.device);
-  hwnas::cuda::mixed_sum_backward(args, reinterpret_cast<void*>(where.stream));
+  hwnas::cuda::mixed_sum_backward(args, where.stream);
 #else
-  (void)partials;
-  check.where(where);
-  const py::gil_scoped_release release;
   std::vector<double> workspace(
-      need_weights ? static_cast<std::size_t>(hwnas::cpu::mixed_sum_partials(size, count)) : 0);
+      grad_weights == nullptr ? 0 : static_cast<std::size_t>(hwnas::cpu::mixed_sum_partials(args.size, args.count)));
   args.partials = workspace.data();
   HWNAS_PICK(mixed_sum_backward)(args, where.threads);
 #endif
 }
 
-}  // namespace
-
-HWNAS_BINDING(module) {
 #ifdef HWNAS_WITH_CUDA
-  module.attr("MIXED_SUM_MAX_COUNT") = hwnas::cuda::kMixedSumMaxCount;
-  module.def(
-      "mixed_sum_partials",
-      [](int dtype, std::int64_t size, std::int64_t count) {
-        return hwnas::cuda::mixed_sum_partials(check.dtype(dtype), size, count);
-      },
-      py::arg("dtype"), py::arg("size"), py::arg("count"), "Accumulators in the workspace of mixed_sum_backward.");
-  module.def(
-      "mixed_sum",
-      [](int dtype, Address weights, const Addresses& tensors, Address out, std::int64_t size, int device,
-         Address stream) { forward(dtype, weights, tensors, out, size, Where{device, stream}); },
-      py::arg("dtype"), py::arg("weights"), py::arg("tensors"), py::arg("out"), py::arg("size"), py::arg("device"),
-      py::arg("stream"));
-  module.def(
-      "mixed_sum_backward",
-      [](int dtype, Address grad, Address weights, const Addresses& tensors, const Addresses& grad_tensors,
-         Address grad_weights, Address partials, std::int64_t size, int device, Address stream) {
-        backward(dtype, grad, weights, tensors, grad_tensors, grad_weights, partials, size, Where{device, stream});
-      },
-      py::arg("dtype"), py::arg("grad"), py::arg("weights"), py::arg("tensors"), py::arg("grad_tensors"),
-      py::arg("grad_weights"), py::arg("partials"), py::arg("size"), py::arg("device"), py::arg("stream"));
-#else
-  module.def("mixed_sum_of", &forward_of, py::arg("tensors"), py::arg("weights"), py::arg("empty_like"),
-             py::arg("threads"),
-             "The sum as a tensor that `empty_like` makes of the first one; None where `alike` says nothing, where the "
-             "tensors are not on the CPU and where the number of weights does not match.");
-  module.def(
-      "mixed_sum",
-      [](int dtype, Address weights, const Addresses& tensors, Address out, std::int64_t size, int threads) {
-        forward(dtype, weights, tensors, out, size, Where{threads});
-      },
-      py::arg("dtype"), py::arg("weights"), py::arg("tensors"), py::arg("out"), py::arg("size"), py::arg("threads"));
-  module.def(
-      "mixed_sum_backward",
-      [](int dtype, Address grad, Address weights, const Addresses& tensors, const Addresses& grad_tensors,
-         Address grad_weights, std::int64_t size, int threads) {
-        backward(dtype, grad, weights, tensors, grad_tensors, grad_weights, 0, size, Where{threads});
-      },
-      py::arg("dtype"), py::arg("grad"), py::arg("weights"), py::arg("tensors"), py::arg("grad_tensors"),
-      py::arg("grad_weights"), py::arg("size"), py::arg("threads"));
-#endif
+Object partials(Arguments& given) {
+  const DType dtype = given.dtype("dtype");
+  const std::int64_t size = given.integer("size"), count = given.integer("count");
+  given.end();
+  return python::checked(PyLong_FromLongLong(hwnas::cuda::mixed_sum_partials(dtype, size, count)));
 }
+#endif
 
+const Registration registration({
+    {"mixed_sum", forward, "Weighted sum of tensors."},
+    {"mixed_sum_backward", backward, "Gradients of mixed_sum."},
+#ifdef HWNAS_WITH_CUDA
+    {"mixed_sum_partials", partials, "Accumulators in the workspace of mixed_sum_backward."},
+#else
+    {"mixed_sum_of", forward_of,
+     "The sum as a tensor that `empty_like` makes of the first one; None where `alike` says nothing, where the "
+     "tensors are not on the CPU and where the number of weights does not match."},
+#endif
+});
+
+#ifdef HWNAS_WITH_CUDA
+const Registration constants({}, {{"MIXED_SUM_MAX_COUNT", hwnas::cuda::kMixedSumMaxCount}});
+#endif
+
+}  // namespace
 }  // namespace hwnas::bindings::mixed_sum

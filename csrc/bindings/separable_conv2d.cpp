@@ -3,76 +3,72 @@
 
 #include "hwnas/separable_conv2d.h"
 
-#include <pybind11/stl.h>
-
-#include "hwnas/check.h"
+#include "hwnas/arguments.h"
 #include "hwnas/dwconv2d_arguments.h"
 #include "hwnas/registry.h"
 
 namespace hwnas::bindings::separable_conv2d {
 namespace {
 
-namespace py = pybind11;
 using hwnas::Address;
+using hwnas::Arguments;
+using hwnas::Registration;
 using hwnas::SeparableConv2dShape;
-using Arguments = hwnas::DwConv2dArguments;
 
-constexpr hwnas::Check check{"separable_conv2d"};
 constexpr std::int64_t kUnit = sizeof(float);
 
 thread_local hwnas::Workspace workspace;
 
-SeparableConv2dShape shape_of(const Arguments& arguments, std::int64_t out_channels) {
-  const SeparableConv2dShape shape{hwnas::dwconv2d_shape(check, arguments), out_channels};
-  const hwnas::DwConv2dShape& s = shape.depthwise;
-  if (s.dtype != hwnas::DType::f32) check.fail("dtype is not 0 (float32), for which alone there is a kernel");
-  if (s.full_kernel.height != s.kernel.height || s.full_kernel.width != s.kernel.width) {
-    check.fail("kernel is only a part of the weight");
+SeparableConv2dShape shape_of(Arguments& given) {
+  const hwnas::DwConv2dShape depthwise = hwnas::dwconv2d_shape(given);
+  if (depthwise.dtype != hwnas::DType::f32) given.fail("dtype is not 0 (float32), for which alone there is a kernel");
+  if (depthwise.full_kernel.height != depthwise.kernel.height ||
+      depthwise.full_kernel.width != depthwise.kernel.width) {
+    given.fail("kernel is only a part of the weight");
   }
-  if (out_channels < 1) check.fail("out_channels is " + std::to_string(out_channels) + ", expected at least 1");
-  return shape;
+  return {depthwise, given.integer("out_channels", 1)};
 }
 
-void forward(const Arguments& arguments, std::int64_t out_channels, Address x, Address depthwise, Address pointwise,
-             Address y, int threads) {
-  hwnas::SeparableConv2d args{shape_of(arguments, out_channels),
-                              check.address(x, kUnit, "x"),
-                              check.address(depthwise, kUnit, "depthwise"),
-                              check.address(pointwise, kUnit, "pointwise"),
-                              check.address(y, kUnit, "y"),
+void* next_pointer(Arguments& given, const char* name) { return given.pointer(given.address(name), kUnit, name); }
+
+void* next_optional_pointer(Arguments& given, const char* name) {
+  return given.optional_pointer(given.address(name), kUnit, name);
+}
+
+void forward(Arguments& given) {
+  hwnas::SeparableConv2d args{shape_of(given),
+                              next_pointer(given, "x"),
+                              next_pointer(given, "depthwise"),
+                              next_pointer(given, "pointwise"),
+                              next_pointer(given, "y"),
                               nullptr};
-  check.where({threads});
-  const py::gil_scoped_release release;
+  const int threads = given.where().threads;
+  const hwnas::python::WithoutLock without;
   args.workspace = workspace.of(HWNAS_PICK(separable_conv2d_workspace)(args.shape, threads));
   HWNAS_PICK(separable_conv2d)(args, threads);
 }
 
-void backward(const Arguments& arguments, std::int64_t out_channels, Address grad, Address x, Address depthwise,
-              Address pointwise, Address grad_x, Address grad_depthwise, Address grad_pointwise, int threads) {
-  hwnas::SeparableConv2dBackward args{shape_of(arguments, out_channels),
-                                      check.address(grad, kUnit, "grad"),
-                                      check.address(x, kUnit, "x"),
-                                      check.address(depthwise, kUnit, "depthwise"),
-                                      check.address(pointwise, kUnit, "pointwise"),
-                                      hwnas::optional_address(check, grad_x, kUnit, "grad_x"),
-                                      hwnas::optional_address(check, grad_depthwise, kUnit, "grad_depthwise"),
-                                      hwnas::optional_address(check, grad_pointwise, kUnit, "grad_pointwise"),
+void backward(Arguments& given) {
+  hwnas::SeparableConv2dBackward args{shape_of(given),
+                                      next_pointer(given, "grad"),
+                                      next_pointer(given, "x"),
+                                      next_pointer(given, "depthwise"),
+                                      next_pointer(given, "pointwise"),
+                                      next_optional_pointer(given, "grad_x"),
+                                      next_optional_pointer(given, "grad_depthwise"),
+                                      next_optional_pointer(given, "grad_pointwise"),
                                       nullptr};
-  check.where({threads});
-  const py::gil_scoped_release release;
+  const int threads = given.where().threads;
+  const hwnas::python::WithoutLock without;
   args.workspace = workspace.of(HWNAS_PICK(separable_conv2d_backward_workspace)(args.shape, threads));
   HWNAS_PICK(separable_conv2d_backward)(args, threads);
 }
 
+const Registration registration({
+    {"separable_conv2d", forward, "A depthwise and a pointwise convolution after each other."},
+    {"separable_conv2d_backward", backward, "Gradients of separable_conv2d."},
+});
+
 }  // namespace
-
-HWNAS_BINDING(module) {
-  module.def("separable_conv2d", &forward, py::arg("arguments"), py::arg("out_channels"), py::arg("x"),
-             py::arg("depthwise"), py::arg("pointwise"), py::arg("y"), py::arg("threads"));
-  module.def("separable_conv2d_backward", &backward, py::arg("arguments"), py::arg("out_channels"), py::arg("grad"),
-             py::arg("x"), py::arg("depthwise"), py::arg("pointwise"), py::arg("grad_x"), py::arg("grad_depthwise"),
-             py::arg("grad_pointwise"), py::arg("threads"));
-}
-
 }  // namespace hwnas::bindings::separable_conv2d
 #endif

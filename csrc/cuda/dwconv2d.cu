@@ -11,7 +11,7 @@
 
 #include "hwnas/cuda_element.h"
 
-namespace hwnas::cuda {
+namespace hwnas::cuda::of_dwconv2d {
 namespace {
 
 constexpr int kThreads = 256;
@@ -347,17 +347,21 @@ void dispatch(const DwConv2dShape& s, const Work& work) {
 }
 
 }  // namespace
+}  // namespace hwnas::cuda::of_dwconv2d
+
+namespace hwnas::cuda {
 
 std::int64_t dwconv2d_backward_workspace(const DwConv2dShape& shape) {
-  return chunks_of(shape) * shape.channels * (shape.kernel.count() + 1) * static_cast<std::int64_t>(sizeof(double));
+  const std::int64_t sums = shape.channels * (shape.kernel.count() + 1);
+  return of_dwconv2d::chunks_of(shape) * sums * static_cast<std::int64_t>(sizeof(double));
 }
 
 void dwconv2d(const DwConv2d& args, void* stream) {
-  dispatch(args.shape, [&](auto run) { run.forward(args, static_cast<cudaStream_t>(stream)); });
+  of_dwconv2d::dispatch(args.shape, [&](auto run) { run.forward(args, static_cast<cudaStream_t>(stream)); });
 }
 
 void dwconv2d_backward(const DwConv2dBackward& args, void* stream) {
-  dispatch(args.shape, [&](auto run) { run.backward(args, static_cast<cudaStream_t>(stream)); });
+  of_dwconv2d::dispatch(args.shape, [&](auto run) { run.backward(args, static_cast<cudaStream_t>(stream)); });
 }
 
 }  // namespace hwnas::cuda

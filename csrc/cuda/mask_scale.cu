@@ -11,7 +11,7 @@
 
 #include "hwnas/cuda_element.h"
 
-namespace hwnas::cuda {
+namespace hwnas::cuda::of_mask_scale {
 namespace {
 
 constexpr int kThreads = 256;
@@ -202,26 +202,29 @@ void backward(const MaskScaleBackward& args, cudaStream_t stream) {
 }
 
 }  // namespace
+}  // namespace hwnas::cuda::of_mask_scale
+
+namespace hwnas::cuda {
 
 std::int64_t mask_scale_workspace(const MaskScaleShape& shape) {
-  return column_tiles(shape) * shape.rows + row_tiles(shape) * shape.columns();
+  return of_mask_scale::column_tiles(shape) * shape.rows + of_mask_scale::row_tiles(shape) * shape.columns();
 }
 
 void mask_scale(const MaskScale& args, void* stream) {
   const auto on = static_cast<cudaStream_t>(stream);
   switch (args.dtype) {
-    case DType::f32: return scale<float>(args.weight, args.masks, args.out, args.shape, on);
-    case DType::bf16: return scale<__nv_bfloat16>(args.weight, args.masks, args.out, args.shape, on);
-    case DType::f64: return scale<double>(args.weight, args.masks, args.out, args.shape, on);
+    case DType::f32: return of_mask_scale::scale<float>(args.weight, args.masks, args.out, args.shape, on);
+    case DType::bf16: return of_mask_scale::scale<__nv_bfloat16>(args.weight, args.masks, args.out, args.shape, on);
+    case DType::f64: return of_mask_scale::scale<double>(args.weight, args.masks, args.out, args.shape, on);
   }
 }
 
 void mask_scale_backward(const MaskScaleBackward& args, void* stream) {
   const auto on = static_cast<cudaStream_t>(stream);
   switch (args.dtype) {
-    case DType::f32: return backward<float>(args, on);
-    case DType::bf16: return backward<__nv_bfloat16>(args, on);
-    case DType::f64: return backward<double>(args, on);
+    case DType::f32: return of_mask_scale::backward<float>(args, on);
+    case DType::bf16: return of_mask_scale::backward<__nv_bfloat16>(args, on);
+    case DType::f64: return of_mask_scale::backward<double>(args, on);
   }
 }
 

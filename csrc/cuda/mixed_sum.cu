@@ -10,7 +10,7 @@
 
 #include "hwnas/cuda_element.h"
 
-namespace hwnas::cuda {
+namespace hwnas::cuda::of_mixed_sum {
 namespace {
 
 constexpr int kThreads = 256;
@@ -229,12 +229,15 @@ void backward(const MixedSumBackward& args, cudaStream_t stream) {
 }
 
 }  // namespace
+}  // namespace hwnas::cuda::of_mixed_sum
+
+namespace hwnas::cuda {
 
 std::int64_t mixed_sum_partials(DType dtype, std::int64_t size, std::int64_t count) {
   switch (dtype) {
-    case DType::f32: return tiles<float>(size) * count;
-    case DType::bf16: return tiles<__nv_bfloat16>(size) * count;
-    case DType::f64: return tiles<double>(size) * count;
+    case DType::f32: return of_mixed_sum::tiles<float>(size) * count;
+    case DType::bf16: return of_mixed_sum::tiles<__nv_bfloat16>(size) * count;
+    case DType::f64: return of_mixed_sum::tiles<double>(size) * count;
   }
   return 0;
 }
@@ -242,18 +245,18 @@ std::int64_t mixed_sum_partials(DType dtype, std::int64_t size, std::int64_t cou
 void mixed_sum(const MixedSum& args, void* stream) {
   const auto on = static_cast<cudaStream_t>(stream);
   switch (args.dtype) {
-    case DType::f32: return forward<float>(args, on);
-    case DType::bf16: return forward<__nv_bfloat16>(args, on);
-    case DType::f64: return forward<double>(args, on);
+    case DType::f32: return of_mixed_sum::forward<float>(args, on);
+    case DType::bf16: return of_mixed_sum::forward<__nv_bfloat16>(args, on);
+    case DType::f64: return of_mixed_sum::forward<double>(args, on);
   }
 }
 
 void mixed_sum_backward(const MixedSumBackward& args, void* stream) {
   const auto on = static_cast<cudaStream_t>(stream);
   switch (args.dtype) {
-    case DType::f32: return backward<float>(args, on);
-    case DType::bf16: return backward<__nv_bfloat16>(args, on);
-    case DType::f64: return backward<double>(args, on);
+    case DType::f32: return of_mixed_sum::backward<float>(args, on);
+    case DType::bf16: return of_mixed_sum::backward<__nv_bfloat16>(args, on);
+    case DType::f64: return of_mixed_sum::backward<double>(args, on);
   }
 }
 

@@ -7,7 +7,7 @@
 #include <stdexcept>
 #include <string>
 
-namespace hwnas::cuda {
+namespace hwnas::cuda::of_slice_pack {
 namespace {
 
 constexpr int kThreads = 256;
@@ -76,24 +76,27 @@ void unpack(const SlicePack& args, cudaStream_t stream) {
 }
 
 }  // namespace
+}  // namespace hwnas::cuda::of_slice_pack
+
+namespace hwnas::cuda {
 
 void slice_pack(const SlicePack& args, void* stream) {
   const auto on = static_cast<cudaStream_t>(stream);
   switch (args.element_size) {
-    case 1: return pack<std::uint8_t>(args, on);
-    case 2: return pack<std::uint16_t>(args, on);
-    case 4: return pack<std::uint32_t>(args, on);
-    default: return pack<std::uint64_t>(args, on);
+    case 1: return of_slice_pack::pack<std::uint8_t>(args, on);
+    case 2: return of_slice_pack::pack<std::uint16_t>(args, on);
+    case 4: return of_slice_pack::pack<std::uint32_t>(args, on);
+    default: return of_slice_pack::pack<std::uint64_t>(args, on);
   }
 }
 
 void slice_unpack(const SlicePack& args, void* stream) {
   const auto on = static_cast<cudaStream_t>(stream);
   switch (args.element_size) {
-    case 1: return unpack<std::uint8_t>(args, on);
-    case 2: return unpack<std::uint16_t>(args, on);
-    case 4: return unpack<std::uint32_t>(args, on);
-    default: return unpack<std::uint64_t>(args, on);
+    case 1: return of_slice_pack::unpack<std::uint8_t>(args, on);
+    case 2: return of_slice_pack::unpack<std::uint16_t>(args, on);
+    case 4: return of_slice_pack::unpack<std::uint32_t>(args, on);
+    default: return of_slice_pack::unpack<std::uint64_t>(args, on);
   }
 }
 

@@ -82,7 +82,7 @@ if CPU is not None:
 LOOKS = hasattr(Tensor, "__dlpack_c_exchange_api__") and hasattr(CPU, "mixed_sum_of")
 """Whether the module for the CPU can look at tensors by itself. Torch has the interface for it from 2.10 on."""
 if CPU is not None and LOOKS:
-    CPU.use_exchange_api(Tensor.__dlpack_c_exchange_api__, list(PLAIN))
+    CPU.use_exchange_api(Tensor.__dlpack_c_exchange_api__, tuple(PLAIN))
 
 
 _blocks_without = 0
@@ -287,7 +287,7 @@ def describe() -> dict[str, Any]:
     reason = unavailable_reason(torch.device("cpu"))
     cpu: dict[str, Any] = {"usable": reason is None, "reason": reason}
     if CPU is not None:
-        cpu |= {"isa": CPU.current_isa(), "supported_isas": CPU.supported_isas(), "openmp": CPU.OPENMP}
+        cpu |= {"isa": CPU.current_isa(), "supported_isas": CPU.supported_isas(), "openmp": bool(CPU.OPENMP)}
     else:
         cpu |= {"isa": None, "supported_isas": [], "openmp": False}
     cpu |= {"threads": torch.get_num_threads(), "path": getattr(CPU, "__file__", None)}

@@ -113,4 +113,4 @@ def test_a_torch_without_the_interface(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_capsule_of_another_kind_is_an_error() -> None:
     assert native.CPU is not None
     with pytest.raises(ValueError, match="incorrect name"):
-        native.CPU.use_exchange_api(torch.utils.dlpack.to_dlpack(x), [Tensor])
+        native.CPU.use_exchange_api(torch.utils.dlpack.to_dlpack(x), (Tensor,))

@@ -24,6 +24,8 @@ from torch import Tensor
 
 from hwnas.kernels import bn_clamp, mask_scale, mixed_bn_sum, mixed_sum, native, slice_pack
 from hwnas.kernels.dwconv2d import dwconv2d
+from hwnas.kernels.mixed_bn_sum import unsupported_reason as mixed_bn_sum_reason
+from hwnas.kernels.mixed_sum import unsupported_reason as mixed_sum_reason
 
 ROOT = Path(__file__).parents[2]
 HOST = Path(__file__).parent / "cuda_host"
@@ -46,13 +48,11 @@ def for_the_host(source: str) -> str:
 
 def build(folder: Path) -> Path:
     """Compile the module of the CUDA kernels, and the host's scheduler into it."""
-    import pybind11
-
     sources = [HOST / "scheduler.cpp", *(p for p in (ROOT / "csrc" / "bindings").glob("*.cpp") if "_cpu" not in p.name)]
     for source in (ROOT / "csrc" / "cuda").glob("*.cu"):
         sources.append(folder / f"{source.name}.cpp")
         sources[-1].write_text(f'#line 1 "{source}"\n{for_the_host(source.read_text())}')
-    includes = [HOST, ROOT / "csrc" / "include", pybind11.get_include(), sysconfig.get_paths()["include"]]
+    includes = [HOST, ROOT / "csrc" / "include", ROOT / "csrc" / "cuda", sysconfig.get_paths()["include"]]
     options = ["-std=c++17", "-fPIC", "-fno-strict-aliasing", "-w", "-DHWNAS_WITH_CUDA"]
     options += [f"-I{path}" for path in includes]
 
@@ -87,7 +87,6 @@ class Host:
 
 @pytest.fixture(scope="module")
 def host(tmp_path_factory: pytest.TempPathFactory) -> Host:
-    pytest.importorskip("pybind11")
     if shutil.which("g++") is None:
         pytest.skip("there is no g++ to compile the kernels for the host")
     return Host(build(tmp_path_factory.mktemp("cuda_host")))
@@ -146,6 +145,10 @@ CASES: dict[str, tuple[Callable[..., Tensor], list[tuple[int, ...]]]] = {
     "mixed_sum, a few": (mixture, [(2,), (5,), (5,)]),
     "mixed_sum, whole tiles": (mixture, [(2,), (2, 4096), (2, 4096)]),
     "mixed_sum, tiles and a rest": (mixture, [(3,), *[(3, 3001)] * 3]),
+    "mixed_sum, more than 32": (mixture, [(33,), *[(1100,)] * 33]),
+    "mixed_sum, as many as there may be": (mixture, [(128,), *[(3, 7)] * 128]),
+    "mixed_bn_sum, more than 32": (normalised_mixture, [(33,), (33, 5), (33, 5), *[(3, 5, 4)] * 33]),
+    "mixed_bn_sum, as many as there may be": (normalised_mixture, [(128,), (128, 3), (128, 3), *[(2, 3, 6, 6)] * 128]),
     "mixed_bn_sum": (normalised_mixture, [(3,), (3, 5), (3, 5), *[(4, 5, 7, 6)] * 3]),
     "bn_clamp": (clamped, [(4, 5, 7, 6), (5,), (5,)]),
     "bn_clamp, tiny images": (clamped, [(40, 37, 2), (37,), (37,)]),
@@ -185,3 +188,16 @@ def test_against_float64(case: str, dtype: torch.dtype, on_host: Host) -> None:
         torch.testing.assert_close(
             forwards.as_subclass(Tensor).double(), wanted, rtol=0, atol=tolerance * scale, check_device=False
         )
+
+
+@pytest.mark.parametrize("operator", ["mixed_sum", "mixed_bn_sum"])
+def test_more_tensors_than_there_may_be(operator: str, on_host: Host) -> None:
+    most = getattr(on_host.module, f"{operator.upper()}_MAX_COUNT")
+    assert most == 128, "the cases above go up to this number"
+    xs = [torch.randn(2, 3, 2).as_subclass(OnHost) for _ in range(most + 1)]
+    w = torch.randn(most + 1).as_subclass(OnHost)
+    reason = {"mixed_sum": mixed_sum_reason, "mixed_bn_sum": mixed_bn_sum_reason}[operator]
+    assert reason(w[:most], xs[:most]) is None
+    assert reason(w, xs) == f"the CUDA kernel takes at most 128 tensors, got {most + 1}"
+    with pytest.raises(ValueError, match="tensors has 129 entries, the CUDA kernel takes at most 128"):
+        getattr(on_host.module, operator)(0, 64, [64] * (most + 1))

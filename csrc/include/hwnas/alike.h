@@ -2,13 +2,12 @@
 
 // What one quick look tells of tensors: see bindings/alike.cpp. In _cpu only.
 
-#include <pybind11/pybind11.h>
-
 #include <cstdint>
 #include <optional>
 #include <vector>
 
 #include "hwnas/dtype.h"
+#include "hwnas/python.h"
 
 namespace hwnas::bindings::alike {
 
@@ -20,10 +19,10 @@ struct Alike {
   bool on_cpu;
 };
 
-// Nothing where the tensors need a closer look.
-std::optional<Alike> look_at(const pybind11::tuple& tensors, const pybind11::object& scalars);
+// Nothing where the tensors, which are in a tuple, need a closer look. `scalars` may be None.
+std::optional<Alike> look_at(PyObject* tensors, PyObject* scalars);
 
 // The address of a tensor that PyTorch just made.
-std::uintptr_t address_of(const pybind11::object& tensor);
+std::uintptr_t address_of(PyObject* tensor);
 
 }  // namespace hwnas::bindings::alike

@@ -6,63 +6,57 @@
 #include <cstdint>
 #include <new>
 #include <string>
-#include <tuple>
 
-#include "hwnas/check.h"
+#include "hwnas/arguments.h"
 #include "hwnas/dwconv2d.h"
 
 namespace hwnas {
 
-using Pair = std::array<std::int64_t, 2>;
+inline Size2d size_of(const std::array<std::int64_t, 2>& pair) { return {pair[0], pair[1]}; }
 
-// What Python passes for a DwConv2dShape: dtype, channels_last, pre_relu, size of x (N, C, H, W), size of the full
-// weight (channels, height, width), kernel, stride, padding, dilation.
-using DwConv2dArguments =
-    std::tuple<int, bool, bool, std::array<std::int64_t, 4>, std::array<std::int64_t, 3>, Pair, Pair, Pair, Pair>;
-
-template <std::size_t Count>
-void check_least(const Check& check, const std::array<std::int64_t, Count>& values, std::int64_t least,
-                 const char* name) {
-  for (std::size_t k = 0; k < Count; ++k) {
-    if (values[k] < least) {
-      check.fail(std::string(name) + "[" + std::to_string(k) + "] is " + std::to_string(values[k]) +
-                 ", expected at least " + std::to_string(least));
-    }
-  }
-}
-
-inline Size2d size_of(const Pair& pair) { return {pair[0], pair[1]}; }
-
-inline DwConv2dShape dwconv2d_shape(const Check& check, const DwConv2dArguments& arguments) {
-  const auto& [dtype, channels_last, pre_relu, size, weight_size, kernel, stride, padding, dilation] = arguments;
-  check_least(check, size, 1, "size");
-  check_least(check, kernel, 1, "kernel");
-  check_least(check, stride, 1, "stride");
-  check_least(check, padding, 0, "padding");
-  check_least(check, dilation, 1, "dilation");
+// The next argument, a tuple: dtype, channels_last, pre_relu, size of x (N, C, H, W), size of the full weight (channels,
+// height, width), kernel, stride, padding, dilation.
+inline DwConv2dShape dwconv2d_shape(Arguments& given) {
+  Arguments group = given.group("arguments");
+  const DType dtype = group.dtype("dtype");
+  const bool channels_last = group.flag("channels_last");
+  const bool pre_relu = group.flag("pre_relu");
+  const auto size = group.sizes<4>("size", 1);
+  const auto weight_size = group.sizes<3>("weight_size", 1);
+  const auto kernel = group.sizes<2>("kernel", 1);
+  const auto stride = group.sizes<2>("stride", 1);
+  const auto padding = group.sizes<2>("padding", 0);
+  const auto dilation = group.sizes<2>("dilation", 1);
+  group.end();
   if (size[1] > weight_size[0]) {
-    check.fail("x has " + std::to_string(size[1]) + " channels and the weight " + std::to_string(weight_size[0]));
+    given.fail("x has " + std::to_string(size[1]) + " channels and the weight " + std::to_string(weight_size[0]));
   }
-  Pair out;
-  Pair start;
+  std::array<std::int64_t, 2> out;
+  std::array<std::int64_t, 2> start;
   for (std::size_t k = 0; k < 2; ++k) {
     const std::int64_t full = weight_size[k + 1];
     if (kernel[k] > full) {
-      check.fail("kernel[" + std::to_string(k) + "] is " + std::to_string(kernel[k]) + ", that of the weight is " +
+      given.fail("kernel[" + std::to_string(k) + "] is " + std::to_string(kernel[k]) + ", that of the weight is " +
                  std::to_string(full));
     }
     start[k] = (full - kernel[k]) / 2;
     const std::int64_t room = size[k + 2] + 2 * padding[k] - dilation[k] * (kernel[k] - 1) - 1;
-    if (room < 0) check.fail("the kernel is larger than the padded image in dimension " + std::to_string(k + 2));
+    if (room < 0) given.fail("the kernel is larger than the padded image in dimension " + std::to_string(k + 2));
     out[k] = room / stride[k] + 1;
   }
-  return {check.dtype(dtype), channels_last,   pre_relu,         size[0],          size[1],
-          {size[2], size[3]}, size_of(out),    size_of(kernel),  {weight_size[1], weight_size[2]},
-          size_of(start),     size_of(stride), size_of(padding), size_of(dilation)};
-}
-
-inline void* optional_address(const Check& check, Address value, std::int64_t alignment, const char* name) {
-  return value == 0 ? nullptr : check.address(value, alignment, name);
+  return {dtype,
+          channels_last,
+          pre_relu,
+          size[0],
+          size[1],
+          {size[2], size[3]},
+          size_of(out),
+          size_of(kernel),
+          {weight_size[1], weight_size[2]},
+          size_of(start),
+          size_of(stride),
+          size_of(padding),
+          size_of(dilation)};
 }
 
 #ifndef HWNAS_WITH_CUDA
