@@ -177,8 +177,10 @@ def unsupported_reason(
         others = (each for each in (gamma, beta) if each is not None)
         if reason := native.no_address_reason((*tensors, weights, *others)):
             return reason
-    if first.device.type == "cuda" and native.CUDA is not None and len(tensors) > native.CUDA.MIXED_BN_SUM_MAX_COUNT:
-        return f"the CUDA kernel takes at most {native.CUDA.MIXED_BN_SUM_MAX_COUNT} tensors, got {len(tensors)}"
+    # The weights are counted: in a backward pass the gradient is among the tensors.
+    count = weights.numel()
+    if first.device.type == "cuda" and native.CUDA is not None and count > native.CUDA.MIXED_BN_SUM_MAX_COUNT:
+        return f"the CUDA kernel takes at most {native.CUDA.MIXED_BN_SUM_MAX_COUNT} tensors, got {count}"
     return native.unavailable_reason(first.device)
 
 

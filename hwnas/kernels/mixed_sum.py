@@ -127,8 +127,10 @@ def unsupported_reason(weights: Tensor, tensors: Sequence[Tensor]) -> str | None
             return "the program is being exported, and other programs do not know the operator"
     elif reason := native.no_address_reason((*tensors, weights)):
         return reason
-    if first.device.type == "cuda" and native.CUDA is not None and len(tensors) > native.CUDA.MIXED_SUM_MAX_COUNT:
-        return f"the CUDA kernel takes at most {native.CUDA.MIXED_SUM_MAX_COUNT} tensors, got {len(tensors)}"
+    # The weights are counted: in a backward pass the gradient is among the tensors.
+    count = weights.numel()
+    if first.device.type == "cuda" and native.CUDA is not None and count > native.CUDA.MIXED_SUM_MAX_COUNT:
+        return f"the CUDA kernel takes at most {native.CUDA.MIXED_SUM_MAX_COUNT} tensors, got {count}"
     return native.unavailable_reason(first.device)
 
 
@@ -148,7 +150,7 @@ def _usual_addresses(weights: Tensor, tensors: tuple[Tensor, ...]) -> list[int] 
     addresses = native.alike(tensors, weights)
     if addresses is None or native.watched_reason() or native.unavailable_reason(weights.device):
         return None
-    few = native.CUDA is None or len(tensors) <= native.CUDA.MIXED_SUM_MAX_COUNT
+    few = native.CUDA is None or weights.numel() <= native.CUDA.MIXED_SUM_MAX_COUNT
     return addresses if few else None
 
 

@@ -159,10 +159,16 @@ CASES: dict[str, tuple[Callable[..., Tensor], list[tuple[int, ...]]]] = {
 }
 
 
-def results(f: Callable[..., Tensor], inputs: Sequence[Tensor], grad: Tensor) -> list[Tensor]:
+def results(f: Callable[..., Tensor], inputs: Sequence[Tensor], grad: Tensor, host: Host | None = None) -> list[Tensor]:
+    """The result and the gradients, which take launches of the host each."""
     inputs = [x.requires_grad_() for x in inputs]
+    launches = [host.launches if host else 0]
     out = f(*inputs)
-    return [out.detach(), *torch.autograd.grad(out, inputs, grad.to(out.dtype))]
+    launches.append(host.launches if host else 1)
+    gradients = torch.autograd.grad(out, inputs, grad.to(out.dtype))
+    launches.append(host.launches if host else 2)
+    assert launches[0] < launches[1] < launches[2], "the kernels were not called"
+    return [out.detach(), *gradients]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
@@ -177,9 +183,8 @@ def test_against_float64(case: str, dtype: torch.dtype, on_host: Host) -> None:
     runs = []
     for backwards in (False, True):
         on_host.scheduler.cuda_host_run_backwards(backwards)
-        before = on_host.launches
-        runs.append(results(f, [x.clone().as_subclass(OnHost) for x in given], grad.as_subclass(OnHost)))
-        assert on_host.launches - before >= 2, "the kernels were not called"
+        inputs = [x.clone().as_subclass(OnHost) for x in given]
+        runs.append(results(f, inputs, grad.as_subclass(OnHost), on_host))
     tolerance = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float64: 1e-12}[dtype]
     for forwards, backwards_, wanted in zip(*runs, expected, strict=True):
         # What depends on the order of the threads depends on a missing __syncthreads.
