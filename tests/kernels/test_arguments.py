@@ -3,6 +3,7 @@ tell the tests of each operator."""
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 from typing import Any
@@ -24,6 +25,15 @@ GOOD: dict[str, Any] = {
 NORM: dict[str, Any] = {
     **{"dtype": 0, "weights": 64, "tensors": [64], "normalised": [True], "eps": [0.1], "gamma": 0, "beta": 0},
     **{"shape": [1, 1, 1], "low": 0.0, "high": 1.0, "out": 64, "means": 64, "variances": 64, "threads": 1},
+}
+NORM_GRADIENTS: dict[str, Any] = {
+    **{name: value for name, value in NORM.items() if name != "out"},
+    **{"tensors": [64, 64], "normalised": [True, False], "eps": [0.1, 0.1], "low": -math.inf, "high": math.inf},
+    **{"grad": 64, "grad_tensors": [64, 64], "grad_weights": 64, "grad_gamma": 0, "grad_beta": 0},
+}
+SUM_GRADIENTS: dict[str, Any] = {
+    **{"dtype": 0, "weights": 64, "tensors": [64, 64], "size": 2, "threads": 1},
+    **{"grad": 64, "grad_tensors": [64, 64], "grad_weights": 64},
 }
 DEPTHWISE: dict[str, Any] = {
     "arguments": (0, False, False, (1, 2, 4, 4), (2, 3, 3), (3, 3), (1, 1), (0, 0), (1, 1)),
@@ -84,6 +94,9 @@ def test_their_types(operator: str, good: dict[str, Any], change: dict[str, Any]
     [
         ("mixed_sum", GOOD, {"threads": 1 << 40}, "threads is 1099511627776, out of range"),
         ("mixed_sum", GOOD, {"weights": -64}, "weights holds -64, which is no address"),
+        ("mixed_sum_backward", SUM_GRADIENTS, {"tensors": [64]}, "tensors has 1 entries, expected 2"),
+        ("mixed_bn_sum_backward", NORM_GRADIENTS, {"grad_tensors": [64]}, "grad_tensors has 1 entries, expected 2"),
+        ("mixed_bn_sum_backward", NORM_GRADIENTS, {"tensors": [64, 0]}, r"tensors\[1\] is a null address$"),
         ("mask_scale", {"dtype": 0, "weight": 64}, {"masks": [0, 0]}, "masks has 2 entries, expected 3"),
         ("dwconv2d", DEPTHWISE, {"arguments": (0, False, False, (1, 2, 4))}, "size has 3 entries, expected 4"),
     ],

@@ -179,8 +179,8 @@ class Arguments {
     fail(std::string(name) + " is " + std::to_string(value) + ", expected at least " + std::to_string(least));
   }
 
+  // This replaces an error that Python has set.
   [[noreturn]] void wrong_type(PyObject* found, const char* name, const char* expected) const {
-    PyErr_Clear();
     throw python::TypeError(
         message(std::string(name) + " is or holds a " + Py_TYPE(found)->tp_name + ", expected " + expected));
   }
