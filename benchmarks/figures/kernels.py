@@ -57,11 +57,13 @@ def darts_step(file: str, title: str) -> list[str]:
     if not path.exists():
         return []
     report = json.loads(path.read_text())
+    counts = {len(way["milliseconds"]) for run in report["runs"] for way in run["ways"].values()}
+    rounds = " or ".join(map(str, sorted(counts)))
     lines = [
         f"### {title}",
         "",
         f"{report['cells']} cell(s), {report['channels']} channels, batches of {report['batch']}, "
-        f"{'bfloat16 by autocast' if report['autocast'] else 'float32'}, {report['rounds']} rounds; the gradients of "
+        f"{'bfloat16 by autocast' if report['autocast'] else 'float32'}, {rounds} rounds; the gradients of "
         "the architecture and those of the weights.",
         "",
         "| threads | way | s | times faster than plain NCHW | than plain of this layout | peak memory, MB |",

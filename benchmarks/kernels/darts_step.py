@@ -16,7 +16,7 @@ cell, twice: take few cells. ``--autocast`` runs all in bfloat16 as `torch.autoc
 All start with the same weights; that their losses agree over the first steps is checked. On one thread, times are those
 that the process spends, so on a busy machine waiting does not count; on more, those of the clock. All run in turns and
 meet the same load; ratios are medians over the rounds. The peak of memory is that of a process of its own with one
-thread, less what it has before its first step.
+thread, less what it has before its first step. What was recorded for other numbers of threads stays.
 """
 
 from __future__ import annotations
@@ -360,6 +360,14 @@ def measure(names: Sequence[str], threads: int, arguments: argparse.Namespace) -
     }
 
 
+def recorded(path: Path, settings: dict[str, Any], threads: Sequence[int]) -> list[dict[str, Any]]:
+    """Return what a file has of the same step with other numbers of threads."""
+    report = json.loads(path.read_text()) if path.exists() else {}
+    if any(report.get(key) != value for key, value in settings.items()):
+        return []
+    return [run for run in report["runs"] if run["threads"] not in threads]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cells", type=int, default=8)
@@ -381,16 +389,18 @@ def main() -> None:
     names = [name for name, (way, _) in WAYS.items() if arguments.compile or way != "compiled"]
     load = os.getloadavg()
     peaks = {name: peak_bytes(name, arguments) for name in names if WAYS[name][0] != "compiled"}
+    settings = {key: getattr(arguments, key) for key in ("cells", "channels", "batch", "size", "autocast")}
+    runs = [measure(names, threads, arguments) for threads in arguments.threads]
     report: dict[str, Any] = {
         "torch": torch.__version__,
         "python": platform.python_version(),
         "instruction_set": describe()["cpu"]["isa"],
         "load_average": load,
-        **{key: getattr(arguments, key) for key in ("cells", "channels", "batch", "size", "autocast", "rounds")},
+        **settings,
         "peak_bytes": peaks,
-        "runs": [measure(names, threads, arguments) for threads in arguments.threads],
+        "runs": sorted([*recorded(arguments.out, settings, arguments.threads), *runs], key=lambda run: run["threads"]),
     }
-    for run in report["runs"]:
+    for run in runs:
         print(f"{run['threads']} thread(s)")
         print(f"  {'way':32} {'ms':>9} {'NCHW / it':>11} {'plain / it':>11} {'peak':>10} {'of plain':>9}")
         for name, way in run["ways"].items():

@@ -1,6 +1,8 @@
 """Measures the native operators on this machine, prints tables and records results/<operator>.json and .svg.
 
-python benchmarks/kernels/operators.py [--operator mixed_sum ...] [--threads 1 2] [--seconds 1] [--no-compile]
+    python benchmarks/kernels/operators.py [--operator mixed_sum ...] [--threads 1 2] [--seconds 1] [--no-compile]
+
+What was recorded for other numbers of threads stays.
 """
 
 from __future__ import annotations
@@ -11,13 +13,14 @@ import os
 import platform
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
 
 from hwnas.atomic import write_text
 from hwnas.kernels import describe
-from hwnas.kernels.bench import cases, measure, plot, table
+from hwnas.kernels.bench import Quartiles, Row, cases, measure, plot, table
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -40,6 +43,27 @@ def machine() -> dict[str, object]:
     }
 
 
+def recorded(path: Path, threads: list[int]) -> list[dict[str, Any]]:
+    """Return the rows of a file that are of none of these numbers of threads."""
+    if not path.exists():
+        return []
+    return [row for row in json.loads(path.read_text())["rows"] if row["threads"] not in threads]
+
+
+def as_row(found: dict[str, Any]) -> Row:
+    """Return a recorded row."""
+    spread = {key: {name: Quartiles(**value) for name, value in found[key].items()} for key in ("times_us", "over")}
+    limit = found["of_limit"] and Quartiles(**found["of_limit"])
+    return Row(**{**found, **spread, "of_limit": limit})
+
+
+def write(folder: Path, operator: str, machine: dict[str, object], rows: list[dict[str, Any]]) -> None:
+    """Write rows and their picture."""
+    write_text(folder / f"{operator}.json", json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
+    picture = plot([as_row(row) for row in rows], f"{operator} on {machine['processor']}")
+    write_text(folder / f"{operator}.svg", picture)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure the native operators and record the results.")
     parser.add_argument("--operator", nargs="+", default=[], help="which; else all")
@@ -59,9 +83,9 @@ def main() -> None:
                 rows += measure(
                     of_one, threads, arguments.seconds, compiled=not arguments.no_compile, progress=status.update
                 )
-        report = {"machine": before, "rows": [asdict(row) for row in rows]}
-        write_text(arguments.out / f"{operator}.json", json.dumps(report, indent=1) + "\n")
-        write_text(arguments.out / f"{operator}.svg", plot(rows, f"{operator} on {before['processor']}"))
+        kept = recorded(arguments.out / f"{operator}.json", arguments.threads)
+        every = sorted([*kept, *(asdict(row) for row in rows)], key=lambda row: row["threads"])
+        write(arguments.out, operator, before, every)
         console.print(table(rows))
 
 

@@ -254,6 +254,13 @@ def peak_bytes(name: str, steps: int) -> int:
     return 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 
 
+def recorded(path: Path, threads: list[int]) -> list[dict[str, Any]]:
+    """Return what a file has of other numbers of threads."""
+    return (
+        [run for run in json.loads(path.read_text())["runs"] if run["threads"] not in threads] if path.exists() else []
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
@@ -270,6 +277,7 @@ def main() -> None:
     for name in CONTENDERS:
         command = [sys.executable, __file__, "--peak", name, "--steps", str(arguments.steps)]
         peaks[name] = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    runs = [measure(threads, arguments.rounds, arguments.steps) for threads in arguments.threads]
     report: dict[str, Any] = {
         "machine": {
             "processor": platform.processor() or platform.machine(),
@@ -282,12 +290,12 @@ def main() -> None:
         "size": SIZE,
         "rounds": arguments.rounds,
         "steps_per_round": arguments.steps,
-        "runs": [measure(threads, arguments.rounds, arguments.steps) for threads in arguments.threads],
+        "runs": sorted([*recorded(arguments.out, arguments.threads), *runs], key=lambda run: run["threads"]),
         "peak_bytes": peaks,
     }
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     write_text(arguments.out, json.dumps(report, indent=1) + "\n")
-    for run in report["runs"]:
+    for run in runs:
         print(f"{run['threads']} thread(s), losses differ by {run['largest_difference_of_losses']:.1e} at most")
         for name, value in run["ms"].items():
             print(f"  {name:36} {value['median']:8.1f} ms {report['peak_bytes'][name] / 2**20:8.1f} MB")
