@@ -20,26 +20,25 @@ using hwnas::Arguments;
 using hwnas::Registration;
 using hwnas::dlpack::ExchangeApi;
 using hwnas::dlpack::Tensor;
-using hwnas::python::Object;
 
 const ExchangeApi* api = nullptr;
 std::vector<const void*> plain_types;
 
 // The types stay alive: their owner, torch, is never unloaded.
-Object use_exchange_api(Arguments& given) {
+py::object use_exchange_api(Arguments& given) {
   PyObject* const capsule = given.any("capsule");
   const auto* table = static_cast<const ExchangeApi*>(PyCapsule_GetPointer(capsule, hwnas::dlpack::kCapsule));
-  if (table == nullptr) throw python::ErrorSet();
+  if (table == nullptr) throw py::error_already_set();
   PyObject* const types = given.tuple("types");
   given.end();
   const bool known = table->version.major == hwnas::dlpack::kMajorVersion && table->from_object != nullptr;
-  if (!known) return python::checked(PyBool_FromLong(0));
+  if (!known) return py::bool_(false);
   plain_types.clear();
   for (Py_ssize_t k = 0; k < PyTuple_GET_SIZE(types); ++k) {
     plain_types.push_back(PyTuple_GET_ITEM(types, k));
   }
   api = table;
-  return python::checked(PyBool_FromLong(1));
+  return py::bool_(true);
 }
 
 bool is_plain(PyObject* object) {
@@ -52,9 +51,9 @@ bool is_plain(PyObject* object) {
 // The exchange interface leaves out that a view may stand for its negated memory.
 bool is_negated(PyObject* object) {
   static PyObject* const name = PyUnicode_InternFromString("is_neg");
-  const Object answer(PyObject_CallMethodNoArgs(object, name));
+  const auto answer = py::reinterpret_steal<py::object>(PyObject_CallMethodNoArgs(object, name));
   if (!answer) PyErr_Clear();
-  return answer.get() != Py_False;
+  return answer.ptr() != Py_False;
 }
 
 bool has_kernels(const Tensor& x) {
@@ -112,17 +111,14 @@ bool accumulates(const Tensor& scalars, const Tensor& x) {
 
 std::uintptr_t data_of(const Tensor& x) { return reinterpret_cast<std::uintptr_t>(x.data) + x.byte_offset; }
 
-Object alike(Arguments& given) {
+py::object alike(Arguments& given) {
   PyObject* const tensors = given.tuple("tensors");
   PyObject* const scalars = given.any("scalars");
   given.end();
   const auto found = look_at(tensors, scalars);
-  if (!found) return python::none();
-  Object addresses = python::checked(PyList_New(static_cast<Py_ssize_t>(found->addresses.size())));
-  for (std::size_t k = 0; k < found->addresses.size(); ++k) {
-    PyList_SET_ITEM(addresses.get(), static_cast<Py_ssize_t>(k),
-                    python::checked(PyLong_FromSize_t(found->addresses[k])).release());
-  }
+  if (!found) return py::none();
+  py::list addresses(found->addresses.size());
+  for (std::size_t k = 0; k < found->addresses.size(); ++k) addresses[k] = found->addresses[k];
   return addresses;
 }
 
@@ -167,7 +163,7 @@ std::optional<Alike> look_at(PyObject* tensors, PyObject* scalars) {
 
 std::uintptr_t address_of(PyObject* tensor) {
   Tensor x{};
-  if (api->from_object(tensor, &x) != 0) throw python::ErrorSet();
+  if (api->from_object(tensor, &x) != 0) throw py::error_already_set();
   return data_of(x);
 }
 

@@ -15,7 +15,6 @@ namespace {
 using hwnas::Address;
 using hwnas::Arguments;
 using hwnas::Registration;
-using hwnas::python::Object;
 using hwnas::DwConv2dShape;
 using hwnas::Where;
 
@@ -33,7 +32,7 @@ void forward(Arguments& given) {
                        given.pointer(given.address("y"), unit, "y"),
                        nullptr};
   const Where where = given.where();
-  const hwnas::python::WithoutLock without;
+  const py::gil_scoped_release release;
 #ifdef HWNAS_WITH_CUDA
   const hwnas::cuda::DeviceGuard guard(where.device);
   hwnas::cuda::dwconv2d(args, where.stream);
@@ -63,7 +62,7 @@ void backward(Arguments& given) {
   if (grad_weight != 0 || grad_bias != 0) args.workspace = given.pointer(partials, 8, "partials");
 #endif
   const Where where = given.where();
-  const hwnas::python::WithoutLock without;
+  const py::gil_scoped_release release;
 #ifdef HWNAS_WITH_CUDA
   const hwnas::cuda::DeviceGuard guard(where.device);
   hwnas::cuda::dwconv2d_backward(args, where.stream);
@@ -74,10 +73,10 @@ void backward(Arguments& given) {
 }
 
 #ifdef HWNAS_WITH_CUDA
-Object partials(Arguments& given) {
+py::object partials(Arguments& given) {
   const DwConv2dShape shape = hwnas::dwconv2d_shape(given);
   given.end();
-  return python::checked(PyLong_FromLongLong(hwnas::cuda::dwconv2d_backward_workspace(shape)));
+  return py::int_(hwnas::cuda::dwconv2d_backward_workspace(shape));
 }
 #endif
 

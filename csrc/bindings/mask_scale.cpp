@@ -17,7 +17,6 @@ using hwnas::Address;
 using hwnas::Addresses;
 using hwnas::Arguments;
 using hwnas::Registration;
-using hwnas::python::Object;
 using hwnas::DType;
 using hwnas::Where;
 
@@ -53,7 +52,7 @@ void forward(Arguments& given) {
                         nullptr,
                         shape_of(given)};
   const Where where = given.where();
-  const hwnas::python::WithoutLock without;
+  const py::gil_scoped_release release;
 #ifdef HWNAS_WITH_CUDA
   const hwnas::cuda::DeviceGuard guard(where.device);
   hwnas::cuda::mask_scale(args, where.stream);
@@ -89,7 +88,7 @@ void backward(Arguments& given) {
                                 workspace,
                                 shape_of(given)};
   const Where where = given.where();
-  const hwnas::python::WithoutLock without;
+  const py::gil_scoped_release release;
 #ifdef HWNAS_WITH_CUDA
   const hwnas::cuda::DeviceGuard guard(where.device);
   hwnas::cuda::mask_scale_backward(args, where.stream);
@@ -101,10 +100,10 @@ void backward(Arguments& given) {
 }
 
 #ifdef HWNAS_WITH_CUDA
-Object workspace(Arguments& given) {
+py::object workspace(Arguments& given) {
   const hwnas::MaskScaleShape shape = shape_of(given);
   given.end();
-  return python::checked(PyLong_FromLongLong(hwnas::cuda::mask_scale_workspace(shape)));
+  return py::int_(hwnas::cuda::mask_scale_workspace(shape));
 }
 #endif
 

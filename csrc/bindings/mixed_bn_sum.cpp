@@ -19,7 +19,6 @@ using hwnas::Address;
 using hwnas::Addresses;
 using hwnas::Arguments;
 using hwnas::Registration;
-using hwnas::python::Object;
 using hwnas::Where;
 
 // The next argument: outer, channels, inner.
@@ -124,7 +123,7 @@ void forward(Arguments& given) {
   double* const workspace = next_doubles(given, "workspace");
 #endif
   const Where where = given.where();
-  const hwnas::python::WithoutLock without;
+  const py::gil_scoped_release release;
 #ifdef HWNAS_WITH_CUDA
   const hwnas::cuda::DeviceGuard guard(where.device);
   hwnas::cuda::mixed_bn_sum(args, workspace, where.stream);
@@ -151,7 +150,7 @@ void backward(Arguments& given) {
   double* const workspace = next_doubles(given, "workspace");
 #endif
   const Where where = given.where();
-  const hwnas::python::WithoutLock without;
+  const py::gil_scoped_release release;
 #ifdef HWNAS_WITH_CUDA
   const hwnas::cuda::DeviceGuard guard(where.device);
   hwnas::cuda::mixed_bn_sum_backward(args, workspace, where.stream);
@@ -161,13 +160,13 @@ void backward(Arguments& given) {
 }
 
 #ifdef HWNAS_WITH_CUDA
-Object workspace(Arguments& given) {
+py::object workspace(Arguments& given) {
   const hwnas::DType dtype = given.dtype("dtype");
   const Extents extents(given);
   const std::int64_t count = given.integer("count", 1);
   given.end();
-  return python::checked(PyLong_FromLongLong(
-      hwnas::cuda::mixed_bn_sum_workspace(dtype, extents.outer, extents.channels, extents.inner, count)));
+  return py::int_(
+      hwnas::cuda::mixed_bn_sum_workspace(dtype, extents.outer, extents.channels, extents.inner, count));
 }
 #endif
 

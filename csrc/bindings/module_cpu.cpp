@@ -1,5 +1,4 @@
 #include <string>
-#include <vector>
 
 #include "hwnas/isa.h"
 #include "hwnas/registry.h"
@@ -9,23 +8,17 @@ namespace {
 
 using hwnas::Arguments;
 using hwnas::Registration;
-using hwnas::python::Object;
 
-Object as_object(const std::string& text) { return python::checked(PyUnicode_FromString(text.c_str())); }
-
-Object supported_isas(Arguments& given) {
+py::object supported_isas(Arguments& given) {
   given.end();
-  const std::vector<std::string> names = hwnas::cpu::supported_isas();
-  Object list = python::checked(PyList_New(static_cast<Py_ssize_t>(names.size())));
-  for (std::size_t k = 0; k < names.size(); ++k) {
-    PyList_SET_ITEM(list.get(), static_cast<Py_ssize_t>(k), as_object(names[k]).release());
-  }
-  return list;
+  py::list names;
+  for (const std::string& name : hwnas::cpu::supported_isas()) names.append(name);
+  return names;
 }
 
-Object current_isa(Arguments& given) {
+py::object current_isa(Arguments& given) {
   given.end();
-  return as_object(hwnas::cpu::current_isa_name());
+  return py::str(hwnas::cpu::current_isa_name());
 }
 
 void select_isa(Arguments& given) {
@@ -51,4 +44,7 @@ const Registration registration(
 }  // namespace
 }  // namespace hwnas::bindings::module_cpu
 
-HWNAS_MODULE(_cpu, "CPU kernels of hwnas. They take raw addresses: call them through hwnas.kernels.")
+PYBIND11_MODULE(_cpu, module) {
+  module.doc() = "CPU kernels of hwnas. They take raw addresses: call them through hwnas.kernels.";
+  hwnas::add_registered(module);
+}

@@ -6,12 +6,11 @@ namespace {
 
 using hwnas::Arguments;
 using hwnas::Registration;
-using hwnas::python::Object;
 
-Object unusable_reason(Arguments& given) {
+py::object unusable_reason(Arguments& given) {
   const int device = given.small_integer("device");
   given.end();
-  return python::checked(PyUnicode_FromString(hwnas::cuda::unusable_reason(device).c_str()));
+  return py::str(hwnas::cuda::unusable_reason(device));
 }
 
 const Registration registration({
@@ -21,4 +20,7 @@ const Registration registration({
 }  // namespace
 }  // namespace hwnas::bindings::module_cuda
 
-HWNAS_MODULE(_cuda, "CUDA kernels of hwnas. They take raw addresses: call them through hwnas.kernels.")
+PYBIND11_MODULE(_cuda, module) {
+  module.doc() = "CUDA kernels of hwnas. They take raw addresses: call them through hwnas.kernels.";
+  hwnas::add_registered(module);
+}

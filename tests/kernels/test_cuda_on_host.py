@@ -48,11 +48,13 @@ def for_the_host(source: str) -> str:
 
 def build(folder: Path) -> Path:
     """Compile the module of the CUDA kernels, and the host's scheduler into it."""
+    import pybind11
+
     sources = [HOST / "scheduler.cpp", *(p for p in (ROOT / "csrc" / "bindings").glob("*.cpp") if "_cpu" not in p.name)]
     for source in (ROOT / "csrc" / "cuda").glob("*.cu"):
         sources.append(folder / f"{source.name}.cpp")
         sources[-1].write_text(f'#line 1 "{source}"\n{for_the_host(source.read_text())}')
-    includes = [HOST, ROOT / "csrc" / "include", ROOT / "csrc" / "cuda", sysconfig.get_paths()["include"]]
+    includes = [HOST, ROOT / "csrc" / "include", ROOT / "csrc" / "cuda", pybind11.get_include(), sysconfig.get_paths()["include"]]
     options = ["-std=c++17", "-fPIC", "-fno-strict-aliasing", "-w", "-DHWNAS_WITH_CUDA"]
     options += [f"-I{path}" for path in includes]
 
@@ -87,6 +89,7 @@ class Host:
 
 @pytest.fixture(scope="module")
 def host(tmp_path_factory: pytest.TempPathFactory) -> Host:
+    pytest.importorskip("pybind11")
     if shutil.which("g++") is None:
         pytest.skip("there is no g++ to compile the kernels for the host")
     return Host(build(tmp_path_factory.mktemp("cuda_host")))

@@ -34,6 +34,7 @@ def library(name: str) -> str:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the package lies with an instrumented module."""
+    pybind11 = pytest.importorskip("pybind11")
     for tool in ("cmake", "ninja", "g++"):
         if shutil.which(tool) is None:
             pytest.skip(f"there is no {tool} to build the kernels with")
@@ -43,6 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "HWNAS_SANITIZE": "ON",
         "HWNAS_CUDA": "OFF",
         "Python_EXECUTABLE": sys.executable,
+        "pybind11_DIR": pybind11.get_cmake_dir(),
     }
     arguments = [f"-D{name}={value}" for name, value in options.items()]
     for command in (

@@ -3,6 +3,8 @@
 // How the bindings take their arguments: one after the other, by position or by the name that each has here. What is
 // wrong raises an error that names the operator and the argument.
 
+#include <pybind11/pybind11.h>
+
 #include <array>
 #include <cstdint>
 #include <stdexcept>
@@ -10,9 +12,10 @@
 #include <vector>
 
 #include "hwnas/dtype.h"
-#include "hwnas/python.h"
 
 namespace hwnas {
+
+namespace py = pybind11;
 
 using Address = std::uintptr_t;
 using Addresses = std::vector<Address>;
@@ -31,18 +34,18 @@ struct Where {
 
 class Arguments {
  public:
-  // Behind the `count` values by position come those by name; `names` is a tuple, or null.
-  Arguments(const char* op, PyObject* const* values, Py_ssize_t count, PyObject* names = nullptr)
-      : op_(op), values_(values), count_(count), names_(names) {}
+  // By position, in a tuple, and by name, in a dictionary or null.
+  Arguments(const char* op, py::handle values, py::handle named = {})
+      : op_(op), values_(values.ptr()), named_(named.ptr()), count_(PyTuple_GET_SIZE(values_)) {}
 
   // --- taking the next one ---
 
   PyObject* any(const char* name) {
-    if (taken_++ < count_) return values_[taken_ - 1];
-    for (Py_ssize_t k = 0; k < named(); ++k) {
-      if (PyUnicode_CompareWithASCIIString(PyTuple_GET_ITEM(names_, k), name) == 0) return values_[count_ + k];
+    if (taken_++ < count_) return PyTuple_GET_ITEM(values_, taken_ - 1);
+    if (named_ != nullptr) {
+      if (PyObject* const found = PyDict_GetItemString(named_, name)) return found;
     }
-    throw python::TypeError(message(std::string(name) + " is missing"));
+    throw py::type_error(message(std::string(name) + " is missing"));
   }
 
   std::int64_t integer(const char* name) { return integer_of(any(name), name); }
@@ -115,8 +118,7 @@ class Arguments {
 
   // Arguments in a tuple.
   Arguments group(const char* name) {
-    PyObject* const found = tuple(name);
-    return {op_, PySequence_Fast_ITEMS(found), PyTuple_GET_SIZE(found)};
+    return {op_, tuple(name)};
   }
 
   // The trailing ones.
@@ -135,7 +137,7 @@ class Arguments {
   // There must be no more.
   void end() const {
     if (count_ + named() == taken_) return;
-    throw python::TypeError(
+    throw py::type_error(
         message("got " + std::to_string(count_ + named()) + " arguments, expected " + std::to_string(taken_)));
   }
 
@@ -171,7 +173,7 @@ class Arguments {
   [[noreturn]] void fail(const std::string& what) const { throw std::invalid_argument(message(what)); }
 
  private:
-  Py_ssize_t named() const { return names_ == nullptr ? 0 : PyTuple_GET_SIZE(names_); }
+  Py_ssize_t named() const { return named_ == nullptr ? 0 : PyDict_Size(named_); }
 
   std::string message(const std::string& what) const { return std::string(op_) + ": " + what; }
 
@@ -181,7 +183,7 @@ class Arguments {
 
   // This replaces an error that Python has set.
   [[noreturn]] void wrong_type(PyObject* found, const char* name, const char* expected) const {
-    throw python::TypeError(
+    throw py::type_error(
         message(std::string(name) + " is or holds a " + Py_TYPE(found)->tp_name + ", expected " + expected));
   }
 
@@ -205,27 +207,27 @@ class Arguments {
 
   static bool flag_of(PyObject* value) {
     const int result = PyObject_IsTrue(value);
-    if (result < 0) throw python::ErrorSet();
+    if (result < 0) throw py::error_already_set();
     return result != 0;
   }
 
   template <class T, class Convert>
   std::vector<T> list(const char* name, const Convert& convert) {
     PyObject* const given = any(name);
-    const python::Object entries(PySequence_Fast(given, ""));
+    const auto entries = py::reinterpret_steal<py::object>(PySequence_Fast(given, ""));
     if (!entries) wrong_type(given, name, "a sequence");
     std::vector<T> result;
-    result.reserve(static_cast<std::size_t>(PySequence_Fast_GET_SIZE(entries.get())));
-    for (Py_ssize_t k = 0; k < PySequence_Fast_GET_SIZE(entries.get()); ++k) {
-      result.push_back(convert(PySequence_Fast_GET_ITEM(entries.get(), k)));
+    result.reserve(static_cast<std::size_t>(PySequence_Fast_GET_SIZE(entries.ptr())));
+    for (Py_ssize_t k = 0; k < PySequence_Fast_GET_SIZE(entries.ptr()); ++k) {
+      result.push_back(convert(PySequence_Fast_GET_ITEM(entries.ptr(), k)));
     }
     return result;
   }
 
   const char* op_;
-  PyObject* const* values_;
+  PyObject* values_;
+  PyObject* named_;
   Py_ssize_t count_;
-  PyObject* names_;
   Py_ssize_t taken_ = 0;
 };
 

@@ -2,14 +2,12 @@
 
 // A binding file registers its functions by a Registration of its own, so that a new operator changes no other file.
 
-#include <exception>
-#include <new>
-#include <stdexcept>
+#include <pybind11/pybind11.h>
+
 #include <utility>
 #include <vector>
 
 #include "hwnas/arguments.h"
-#include "hwnas/python.h"
 
 namespace hwnas {
 
@@ -17,12 +15,12 @@ namespace hwnas {
 struct Function {
   Function(const char* function, void (*body)(Arguments&), const char* text)
       : name(function), run(body), documentation(text) {}
-  Function(const char* function, python::Object (*body)(Arguments&), const char* text)
+  Function(const char* function, py::object (*body)(Arguments&), const char* text)
       : name(function), answer(body), documentation(text) {}
 
   const char* name;
   void (*run)(Arguments&) = nullptr;
-  python::Object (*answer)(Arguments&) = nullptr;
+  py::object (*answer)(Arguments&) = nullptr;
   const char* documentation;
 };
 
@@ -50,60 +48,20 @@ class Registration {
   const std::vector<Constant> constants;
 };
 
-namespace python {
-
-inline PyObject* call(PyObject* self, PyObject* const* values, Py_ssize_t count, PyObject* names) {
-  const auto* function = static_cast<const Function*>(PyCapsule_GetPointer(self, nullptr));
-  try {
-    Arguments given(function->name, values, count, names);
-    if (function->answer != nullptr) return function->answer(given).release();
-    function->run(given);
-    return none().release();
-  } catch (const ErrorSet&) {
-  } catch (const TypeError& error) {
-    PyErr_SetString(PyExc_TypeError, error.what());
-  } catch (const std::invalid_argument& error) {
-    PyErr_SetString(PyExc_ValueError, error.what());
-  } catch (const std::bad_alloc&) {
-    PyErr_NoMemory();
-  } catch (const std::exception& error) {
-    PyErr_SetString(PyExc_RuntimeError, error.what());
-  }
-  return nullptr;
-}
-
-inline void add(PyObject* module, const char* name, Object value) {
-  if (PyObject_SetAttrString(module, name, value.get()) != 0) throw ErrorSet();
-}
-
-// Definitions and functions live as long as the process, as compiled modules do.
-inline PyObject* make_module(PyModuleDef& definition) {
-  Object module(PyModule_Create(&definition));
-  if (!module) return nullptr;
-  try {
-    for (const Registration* registered : Registration::all()) {
-      for (const Function& function : registered->functions) {
-        auto* method = new PyMethodDef{function.name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(call)),
-                                       METH_FASTCALL | METH_KEYWORDS, function.documentation};
-        const Object self = checked(PyCapsule_New(const_cast<Function*>(&function), nullptr, nullptr));
-        add(module.get(), function.name, checked(PyCFunction_New(method, self.get())));
-      }
-      for (const auto& [name, value] : registered->constants) {
-        add(module.get(), name, checked(PyLong_FromLong(value)));
-      }
+inline void add_registered(py::module_& module) {
+  for (const Registration* registered : Registration::all()) {
+    for (const Function& function : registered->functions) {
+      // One signature for all: pybind11 compiles its part of a call for every other one that it meets, half a second each.
+      const auto call = [&function](const py::args& values, const py::kwargs& named) -> py::object {
+        Arguments given(function.name, values, named);
+        if (function.answer != nullptr) return function.answer(given);
+        function.run(given);
+        return py::none();
+      };
+      module.def(function.name, call, function.documentation);
     }
-  } catch (const ErrorSet&) {
-    return nullptr;
+    for (const auto& [name, value] : registered->constants) module.attr(name) = value;
   }
-  return module.release();
 }
 
-}  // namespace python
 }  // namespace hwnas
-
-#define HWNAS_MODULE(name, documentation)                                                                 \
-  PyMODINIT_FUNC PyInit_##name() {                                                                        \
-    static PyModuleDef definition = {                                                                     \
-        PyModuleDef_HEAD_INIT, #name, documentation, -1, nullptr, nullptr, nullptr, nullptr, nullptr};     \
-    return ::hwnas::python::make_module(definition);                                                      \
-  }
