@@ -54,7 +54,13 @@ def build(folder: Path) -> Path:
     for source in (ROOT / "csrc" / "cuda").glob("*.cu"):
         sources.append(folder / f"{source.name}.cpp")
         sources[-1].write_text(f'#line 1 "{source}"\n{for_the_host(source.read_text())}')
-    includes = [HOST, ROOT / "csrc" / "include", ROOT / "csrc" / "cuda", pybind11.get_include(), sysconfig.get_paths()["include"]]
+    includes = [
+        HOST,
+        ROOT / "csrc" / "include",
+        ROOT / "csrc" / "cuda",
+        pybind11.get_include(),
+        sysconfig.get_paths()["include"],
+    ]
     options = ["-std=c++17", "-fPIC", "-fno-strict-aliasing", "-w", "-DHWNAS_WITH_CUDA"]
     options += [f"-I{path}" for path in includes]
 
