@@ -18,6 +18,7 @@ import numpy as np
 from torch import Tensor
 
 from hwnas.profilers.kernel import Kernel
+from hwnas.profilers.liveness import tensors_of
 from hwnas.profilers.member_graphs import ACTIVATIONS, POOLS, Bools, Ints, MemberGraphs
 from hwnas.profilers.trace import OpCall, Trace
 
@@ -79,6 +80,7 @@ class _Run(MemberGraphs):
         self._block = block
         self._merge()
         self._readers = self._count()
+        self._take_in()
         self._activated, self._summed = self._nowhere(), self._nowhere()
         # Whether what an operator returns is in the blocked layout; copied into it; copied out of it.
         self._blocked, self._entered, self._left = (self._nowhere() for _ in range(3))
@@ -86,12 +88,17 @@ class _Run(MemberGraphs):
         self._lay_out()
 
     def _merge(self) -> None:
-        """Let equal operators on equal tensors be one."""
+        """Let equal operators on equal tensors be one, and leave out additions of zero."""
         equals: dict[Any, list[tuple[int, int]]] = {}
         for position, event in enumerate(self._events):
             if self._kind[position] in _PURE and self._needed[position].any():
                 read = self._read(position)
-                attributes = repr([each for each in event.args if not isinstance(each, Tensor)])
+                if self._kind[position] == "Add" and isinstance(event.args[1], int | float) and event.args[1] == 0:
+                    self._stands[position] = read[0]
+                    continue
+                numbers = repr([each for each in event.args if not isinstance(each, Tensor)]), repr(event.kwargs)
+                # A parameter equals itself alone.
+                attributes = numbers, tuple(id(each) for each in tensors_of(event.args) if id(each) not in self._made)
                 known = equals.setdefault((event.operator, attributes, len(read)), [])
                 earliest, latest = int(read.min()), int(read[read < self._input].max(initial=-1))
                 for other, last in known:
@@ -108,6 +115,29 @@ class _Run(MemberGraphs):
         rows, members = into[where], self._members[where]
         self._stands[position][where] = rows
         self._readers[rows, members] = self._readers[position][where]
+
+    def _take_in(self) -> None:
+        """Let convolutions take normalisations and constants of channels behind them into their weights."""
+        for position, kind in enumerate(self._kind):
+            where = self._alive(position)
+            if not where.any() or kind not in ("BatchNormalization", "Add"):
+                continue
+            (source, *_) = self._read(position)
+            folded = where & self._is_kind(source, "Conv") & (self._readers[source, self._members] == 1)
+            if kind == "Add":
+                folded &= self._adds_to_channels(self._events[position])
+            self._absorb(position, folded, source)
+
+    def _adds_to_channels(self, event: OpCall) -> Any:
+        """Tell where an addition adds a parameter that has one value for each channel."""
+        x, addend, *_ = event.args
+        if not isinstance(addend, Tensor) or id(addend) in self._made or id(x) not in self._made:
+            return False
+        before = addend.ndim - x.ndim + 1  # sizes in front of that of the channels
+        if before not in (0, 1):
+            return False
+        ones = [self._size(size) == 1 for size in (*addend.shape[:before], *addend.shape[before + 1 :])]
+        return np.all([self._size(addend.shape[before]) == self._size(x.shape[1]), *ones], axis=0)
 
     def _activate(self) -> None:
         """Let each convolution compute the activation that alone reads it."""
@@ -150,7 +180,7 @@ class _Run(MemberGraphs):
             elif kind in ("Gemm", "ReduceMean"):
                 fits = wants = np.zeros(self._n, bool)
             else:
-                fits = wants = alive & blocked.all(0)
+                fits = wants = alive & blocked.all(0) & ~self._adds_constant(position)
             if kind == "Concat":
                 fits = wants = fits & np.all([self._whole_blocks(tensor) for tensor in event.args[0]], axis=0)
             elif kind == "Add":
@@ -188,12 +218,18 @@ class _Run(MemberGraphs):
                 constant = self._adds_constant(position)
                 flags = [self._activated[position], self._summed[position], constant, self._blocked[position]]
                 yield event.module, self._numbers(numbered, kind, self._description(event, kind), flags, alive)
-            for copied, name in ((self._entered, "ReorderInput"), (self._left, "ReorderOutput")):
-                where = copied[position]
-                if where.any():
-                    shape = self._first(event.output).shape
-                    flags = [np.zeros(self._n, bool)] * 4
-                    yield event.module, self._numbers(numbered, name, (1, (), shape, shape[1]), flags, where)
+            yield from self._copies(numbered, position, event.module, self._first(event.output))
+        yield from self._copies(numbered, self._input, "", self._trace.inputs[0])
+
+    def _copies(
+        self, numbered: Callable[[Kernel], int], row: int, module: str, tensor: Tensor
+    ) -> Iterator[tuple[str, Ints]]:
+        """Yield the changes of layout of a tensor."""
+        for copied, name in ((self._entered, "ReorderInput"), (self._left, "ReorderOutput")):
+            if copied[row].any():
+                flags = [np.zeros(self._n, bool)] * 4
+                description = 1, (), tensor.shape, tensor.shape[1]
+                yield module, self._numbers(numbered, name, description, flags, copied[row])
 
     def _flagged(self, kernel: Kernel, flags: Sequence[bool]) -> Kernel:
         activation, summed, constant, blocked = flags

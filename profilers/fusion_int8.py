@@ -69,8 +69,6 @@ class _Run(MemberGraphs):
         self._lay_out()
 
     def _check(self) -> None:
-        if len(self._trace.inputs) != 1:
-            raise UnsupportedError("fused kernels of quantised models are known of spaces with one input only")
         for position, event in enumerate(self._events):
             kind = self._kind[position]
             plane = kind != "ReduceMean" or (

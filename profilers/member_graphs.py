@@ -60,10 +60,12 @@ class MemberGraphs(ABC):
     Raises
     ------
     UnsupportedError
-        When a member has an operator that is not known here; it is named.
+        When a member has an operator that is not known here; it is named. When the space has several inputs.
     """
 
     def __init__(self, trace: Trace, choices: Mapping[str, Ints]) -> None:
+        if len(trace.inputs) != 1:
+            raise UnsupportedError("fused kernels are known of spaces with one input only")
         self._trace, self._events, self._choices = trace, trace.operators, choices
         self._n = len(next(iter(choices.values()))) if choices else 1
         self._members = np.arange(self._n)
@@ -120,6 +122,7 @@ class MemberGraphs(ABC):
             elif packet not in CONSTANT:
                 kept = np.where((self._sources[-1] == self._constant).all(0), self._constant, position)
             made.update((id(tensor), kept) for tensor in tensors_of(event.output))
+        self._made = frozenset(made)
         return [made.get(id(tensor), constant) for tensor in self._trace.outputs]
 
     def _reach(self) -> Bools:

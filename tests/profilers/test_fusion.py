@@ -112,6 +112,67 @@ def test_kernels_are_those_that_onnx_runtime_runs(name: str) -> None:
         assert kernels == kernels_of(model, TARGET), sample
 
 
+class Plain(nn.ModelSpace):
+    """Layers and parameters around what a test writes down; no choice."""
+
+    def __init__(self, compute: Callable[[Plain, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.compute = compute
+        self.a, self.b = nn.Conv2d(16, 16, 3, padding=1), nn.Conv2d(16, 16, 1)
+        self.norm, self.pool = nn.BatchNorm2d(16), nn.AvgPool2d(3, 1, 1)
+        for name, shape in {"each": (16, 1, 1), "each4": (1, 16, 1, 1), "one": (1, 1, 1), "row": (8,)}.items():
+            setattr(self, name, torch.nn.Parameter(torch.randn(shape)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.compute(self, x)
+
+
+ADDITIONS: dict[str, Callable[[Plain, Tensor], Tensor]] = {
+    "the input": lambda net, x: net.b(x + 1.0),
+    "a convolution": lambda net, x: net.b(net.a(x) + 1.0),
+    "the number comes first": lambda net, x: net.b(1.0 + net.a(x)),
+    "an activation behind": lambda net, x: net.b((net.norm(net.a(x)) + 1.0).relu()),
+    "an activation in front": lambda net, x: net.b(net.a(x).relu() + 1.0),
+    "two": lambda net, x: net.b(net.a(x) + 1.0 + 2.0),
+    "others read the convolution": lambda net, x: (lambda y: net.b(y + 1.0) + y)(net.a(x)),
+    "a sum of convolutions": lambda net, x: net.b(net.a(x) + net.b(x) + 1.0),
+    "a pooling": lambda net, x: net.b(net.pool(x) + 1.0),
+    "a mean": lambda net, x: net.a(x).mean((2, 3)) + 1.0,
+    "equal numbers": lambda net, x: (lambda y: net.b(y + 1.0) + net.a(y + 1.0))(net.a(x).relu()),
+    "two numbers": lambda net, x: (lambda y: net.b(y + 1.0) + net.a(y + 2.0))(net.a(x).relu()),
+    "zero": lambda net, x: net.b(net.a(x) + 0.0).relu() + 0,
+    "zero beside": lambda net, x: (lambda y: net.b(y + 0.0) + net.b(y))(net.a(x).relu()),
+    "channels": lambda net, x: net.b((net.a(x) + net.each).relu()) + x,
+    "channels of images": lambda net, x: net.b(net.norm(net.a(x) + net.each4)),
+    "channels in front": lambda net, x: net.b(net.each + net.a(x)),
+    "channels of what others read": lambda net, x: (lambda y: net.b(y + net.each) + y)(net.a(x)),
+    "a parameter for all": lambda net, x: net.b(net.a(x) + net.one),
+    "a parameter for columns": lambda net, x: net.b(net.a(x) + net.row),
+    "parameters": lambda net, x: (lambda y: net.b(y + net.one) + net.a(y + net.row))(net.a(x).relu()),
+    "one parameter twice": lambda net, x: (lambda y: net.b(y + net.row) + net.a(y + net.row))(net.a(x).relu()),
+    "scaled": lambda net, x: (lambda y: net.b(torch.add(y, 1.0, alpha=2)) + net.a(y + 1.0))(net.a(x).relu()),
+}
+
+
+@pytest.mark.parametrize("name", ADDITIONS)
+def test_a_constant_is_added_as_onnx_runtime_does(name: str) -> None:
+    space, x = Plain(ADDITIONS[name]), torch.randn(1, 16, 8, 8)
+    fusion = Fusion(TracedSpace(space, x).traces[0], channel_block(TARGET))
+    found = Counter(fusion.kernels[number] for _, (number,) in fusion.run({}) if number >= 0)
+    (model,) = build_many([space.freeze({}).eval()], [(x,)])
+    assert found == kernels_of(model, TARGET)
+
+
+def test_kernels_of_spaces_with_several_inputs_are_not_known() -> None:
+    class Pair(nn.ModelSpace):
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            return x.relu() + y.relu()
+
+    x = torch.zeros(1, 4, 2, 2)
+    with pytest.raises(UnsupportedError, match="one input"):
+        Fusion(TracedSpace(Pair(), (x, x)).traces[0], 16).run({})
+
+
 def test_without_a_blocked_layout_only_activations_are_fused() -> None:
     space, x = Mixed(), torch.randn(1, 3, 8, 8)
     table = KernelTable(space, Fusion(TracedSpace(space, x).traces[0], 0))
