@@ -1,9 +1,9 @@
 """How well predicted latency agrees with measured latency, on members that took no part in the calibration.
 
-    python benchmarks/latency_prediction.py [--spaces mobile cell digits] [--seeds 0 1] [--precision fp32]
+    python benchmarks/latency_prediction.py [--spaces mobile cell digits darts] [--seeds 0 1] [--precision fp32]
 
-Three spaces, each with new members for every seed: blocks of ProxylessNAS, the cell of NAS-Bench-201 repeated as in the
-benchmark, and small residual networks in batches of 64. Everything is measured anew. Beside the predictor stand the sum
+Spaces, each with new members for every seed: blocks of ProxylessNAS, the cell of NAS-Bench-201 repeated as in the
+benchmark, small residual networks in batches of 64, and, when asked for, cells of DARTS, eight of them. Everything is measured anew. Beside the predictor stand the sum
 of the parts without any correction, and what a user would reach for otherwise: multiply-adds with a straight line
 fitted to the same calibration members. The noise floor is how well a second measurement of the same members agrees with
 the first one.
@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from hwnas.hub import DigitsSpace, ProxylessNASSpace
+from hwnas.hub import DARTSSpace, DigitsSpace, ProxylessNASSpace
 from hwnas.hub.nas_bench_201 import NASBench201Space
 from hwnas.nn import ModelSpace
 from hwnas.profilers import FlopsProfiler, LatencyStore, OnnxRuntimeLatencyProfiler, OrtTarget
@@ -37,13 +37,14 @@ SPACES: dict[str, tuple[Callable[[], ModelSpace], tuple[int, ...]]] = {
     "mobile": (lambda: ProxylessNASSpace(classes=100), (1, 3, 96, 96)),
     "cell": (NASBench201Space, (1, 3, 32, 32)),
     "digits": (DigitsSpace, (64, 1, 8, 8)),
+    "darts": (lambda: DARTSSpace(channels=16, cells=8), (1, 3, 32, 32)),
 }
 FIGURES = ("spearman", "mape", "within_5", "within_10", "coverage_90")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--spaces", nargs="+", choices=SPACES, default=list(SPACES))
+    parser.add_argument("--spaces", nargs="+", choices=SPACES, default=["mobile", "cell", "digits"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     parser.add_argument("--members", type=int, default=40)
     parser.add_argument("--seconds", type=float, default=45.0, help="for the parts and the calibration members")

@@ -94,8 +94,9 @@ class _Run(MemberGraphs):
             if self._kind[position] in _PURE and self._needed[position].any():
                 read = self._read(position)
                 if self._kind[position] == "Add" and isinstance(event.args[1], int | float) and event.args[1] == 0:
-                    self._stands[position] = read[0]
-                    continue
+                    # The ends of a graph keep their names, so there it stays.
+                    inside = (read[0] != self._input) & np.all([end != position for end in self._outputs], axis=0)
+                    self._stands[position][inside] = read[0][inside]
                 numbers = repr([each for each in event.args if not isinstance(each, Tensor)]), repr(event.kwargs)
                 # A parameter equals itself alone.
                 attributes = numbers, tuple(id(each) for each in tensors_of(event.args) if id(each) not in self._made)
