@@ -3,10 +3,10 @@
     python benchmarks/latency_prediction.py [--spaces mobile cell digits darts] [--seeds 0 1] [--precision fp32]
 
 Spaces, each with new members for every seed: blocks of ProxylessNAS, the cell of NAS-Bench-201 repeated as in the
-benchmark, small residual networks in batches of 64, and, when asked for, cells of DARTS, eight of them. Everything is measured anew. Beside the predictor stand the sum
-of the parts without any correction, and what a user would reach for otherwise: multiply-adds with a straight line
-fitted to the same calibration members. The noise floor is how well a second measurement of the same members agrees with
-the first one.
+benchmark, small residual networks in batches of 64, and, when asked for, eight cells of DARTS. Everything is measured
+anew. Beside the predictor stand the sum of the parts without any correction, and what a user would reach for otherwise:
+multiply-adds with a straight line fitted to the same calibration members. The noise floor is how well a second
+measurement of the same members agrees with the first one.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ SPACES: dict[str, tuple[Callable[[], ModelSpace], tuple[int, ...]]] = {
     "mobile": (lambda: ProxylessNASSpace(classes=100), (1, 3, 96, 96)),
     "cell": (NASBench201Space, (1, 3, 32, 32)),
     "digits": (DigitsSpace, (64, 1, 8, 8)),
-    "darts": (lambda: DARTSSpace(channels=16, cells=8), (1, 3, 32, 32)),
+    "darts": (lambda: DARTSSpace(width=16, num_cells=8), (1, 3, 32, 32)),
 }
 FIGURES = ("spearman", "mape", "within_5", "within_10", "coverage_90")
 

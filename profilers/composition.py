@@ -45,7 +45,10 @@ class Composition(Protocol):
         """Return what items may take relative to each other before anything is measured, shape (items,)."""
 
     def shares(self, own: Array) -> Array:
-        """Return what common coefficients multiply, given what items take alone, shape (items, common)."""
+        """Return what common coefficients add to the cost of each item for itself, shape (items, shares)."""
+
+    def common(self, own: Array, counts: Array) -> Array:
+        """Return how often common coefficients count in nets, given what items take alone, shape (nets, common)."""
 
     def prior(self, own: Array, stderr: Array, counts: Array) -> Prior:
         """Return what is known about items among others, given what they take alone and in which nets they are."""
@@ -145,4 +148,4 @@ def calibration_members(composition: Composition, space: ModelSpace, n: int, see
 
 def features_of(composition: Composition, own: Array, counts: Array) -> Array:
     """Return how often each coefficient counts in nets, given how often each item does."""
-    return np.hstack([counts, counts @ composition.shares(own)])
+    return np.hstack([counts, composition.common(own, counts)])

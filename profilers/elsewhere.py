@@ -26,7 +26,17 @@ from hwnas.profilers.target import OrtTarget
 SCHEMA_VERSION: Final = 1
 RESULTS: Final = "results.json"
 
-_MEASURING_FILES: Final = ("measuring", "measurement", "runner", "store", "timing", "target", "device")
+_MEASURING_FILES: Final = (
+    "measuring",
+    "measurement",
+    "runner",
+    "session_scale",
+    "store",
+    "store_schema",
+    "timing",
+    "target",
+    "device",
+)
 
 
 @dataclass(frozen=True)

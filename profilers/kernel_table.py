@@ -20,6 +20,7 @@ from hwnas.profilers.tables import Table, check_table_size
 from hwnas.space import Sample
 
 COMMON = 0.3  # how much of a typical net each common coefficient may explain, as a standard deviation
+CROWDING = 0.1  # the same for what kernels take more in nets of many
 _CHUNK = 4096  # members at once, to bound the memory
 
 
@@ -84,9 +85,22 @@ class KernelTable:
         (row,) = self.counts([sample])
         return Counter({kernel: int(n) for kernel, n in zip(self.kernels, row, strict=True) if n})
 
-    def add_up(self, costs: Array, constant: float = 0.0) -> CostModel:
-        """Return the sum of the kernels that a member runs, given the cost of each in milliseconds."""
-        table = Table(tuple(self._domain), (self._table @ costs).reshape(self._sizes))
+    def add_up(self, costs: Array, constant: float = 0.0, crowding: Array | None = None) -> CostModel:
+        """Return the sum of the kernels that a member runs.
+
+        Parameters
+        ----------
+        costs : ndarray, shape (kernels,)
+            What each takes, in milliseconds.
+        constant : float, default 0
+            Milliseconds added to every member.
+        crowding : ndarray, shape (kernels,), optional
+            What each takes on top for every kernel of the member, in milliseconds.
+        """
+        total = self._table @ costs
+        if crowding is not None:
+            total += self._table.sum(1) * (self._table @ crowding)
+        table = Table(tuple(self._domain), total.reshape(self._sizes))
         return build_cost_model(self._space, [("kernels", table)], unit="ms", constant=constant)
 
     def rough(self) -> Array:
@@ -108,10 +122,19 @@ class KernelTable:
         weights = np.array([kernel.weights for kernel in self.kernels], dtype=float)
         return np.stack([own, np.ones_like(own), traffic, weights, *(own * member for member in members)], 1)
 
+    def common(self, own: Array, counts: Array) -> Array:
+        """Return how often common coefficients count in nets, given how often each kernel does, shape (nets, common).
+
+        The last one is what all kernels take for each kernel of the net: in a long one less of what a kernel needs is
+        still in the cache.
+        """
+        crowding = counts.sum(1) * (counts @ own)
+        return np.hstack([counts @ self.shares(own), crowding[:, None]])
+
     def prior(self, own: Array, stderr: Array, counts: Array) -> Prior:
         """Return what is known about kernels before any net is measured but how long nets take on the whole.
 
-        Multiply-adds, elements and operators say roughly how kernels compare. So each coefficient of `shares` may
+        Multiply-adds, elements and operators say roughly how kernels compare. So each coefficient of `common` may
         explain a good part of a net, each family and each shape deviates by an unknown share of its time, and each
         kernel by another one.
 
@@ -129,15 +152,16 @@ class KernelTable:
         Prior
             Of one coefficient for each kernel and the common ones.
         """
-        shares = self.shares(own)
-        typical = (counts @ shares[:, :4]).mean(0)
-        common = np.divide(COMMON * typical[0], typical, out=np.zeros(4), where=typical > 0)
-        rest = np.zeros(shares.shape[1] - 4)
+        features = self.common(own, counts)
+        typical = features[:, [0, 1, 2, 3, -1]].mean(0)
+        shares = np.array([COMMON] * 4 + [CROWDING]) * typical[0]
+        explained = np.divide(shares, typical, out=np.zeros(5), where=typical > 0) ** 2
+        kernels, kinds = np.zeros_like(own), np.zeros(features.shape[1] - 5)
         return Prior(
-            mean=np.concatenate([own, np.zeros(shares.shape[1])]),
-            variance=np.concatenate([stderr**2, common**2, rest]),
+            mean=np.concatenate([own, np.zeros(features.shape[1])]),
+            variance=np.concatenate([stderr**2, explained[:4], kinds, explained[4:]]),
             groups=[
-                np.concatenate([own, np.zeros(shares.shape[1])]),
-                np.concatenate([np.zeros_like(own), np.zeros(4), rest + 1.0]),
+                np.concatenate([own, np.zeros(features.shape[1])]),
+                np.concatenate([kernels, np.zeros(4), kinds + 1.0, np.zeros(1)]),
             ],
         )

@@ -30,7 +30,7 @@ from hwnas.profilers.trace import Inputs
 from hwnas.profilers.traced_space import TracedSpace, traced
 from hwnas.space import Sample
 
-REFERENCES = 12  # rows of earlier sessions that a new session measures again, to tell how far the machine drifted
+REFERENCES = 20  # rows of earlier sessions that a new session measures again, to tell how far the machine drifted
 
 VISITS = 30  # of each net at least, if time allows: the standard error of fewer says too little about the next session
 
@@ -237,7 +237,7 @@ class OnnxRuntimeLatencyProfiler(Profiler):
         wanted = list(dict.fromkeys(keys))
         self._measure_missing(wanted)
         for session in self.store.sessions(self.device.key, self.target.key, wanted):
-            self.between_sessions = max(self.between_sessions, session.unsteadiness, session.anchor_spread)
+            self.between_sessions = max(self.between_sessions, session.unsteadiness, session.scale.spread)
         members = [found.contended for found in self._lookup(list(self._anchor_keys)).values()]
         if 2 * sum(members) > len(members):
             self.between_sessions = max(self.between_sessions, BETWEEN_CONTENDED)
@@ -280,7 +280,7 @@ class OnnxRuntimeLatencyProfiler(Profiler):
 
     def _calibrate(self, anchors: Sequence[Sample], anchor_keys: Sequence[str]) -> None:
         first = self.store.sessions(self.device.key, self.target.key)[0]
-        self.overhead_ms = first.overhead_ms * first.anchor_scale
+        self.overhead_ms = first.overhead_ms * first.scale.at(first.overhead_ms)
         found = self._lookup(self._parts.keys)
         keys = self._parts.keys
         # Kernels are not measured alone.
@@ -291,7 +291,7 @@ class OnnxRuntimeLatencyProfiler(Profiler):
             own_stderr = np.zeros_like(self._own)
         self._unfitted = self._parts.add_up(self._own, constant=self.overhead_ms)
         self.relative_residual, self._measuring, self._posterior = float("nan"), float("nan"), None
-        fitted = self._own
+        fitted, crowding = self._own, np.zeros_like(self._own)
         if anchors:
             # A member that was drawn twice is no more evidence than one.
             distinct = dict(zip(anchor_keys, anchors, strict=True))
@@ -302,11 +302,17 @@ class OnnxRuntimeLatencyProfiler(Profiler):
             counts = self._parts.counts(list(distinct.values()))
             prior = self._parts.prior(self._own, own_stderr, counts)
             self._posterior = Posterior(prior, self._features(counts), latency - self.overhead_ms, stderr)
-            fitted = self._features(np.eye(len(self._own))) @ self._posterior.mean
+            mean = self._posterior.mean
+            if isinstance(self._parts, KernelTable):
+                mean, crowding = mean[:-1], mean[-1] * self._own
+            fitted = np.hstack([np.eye(len(self._own)), self._parts.shares(self._own)]) @ mean
             self.relative_residual = float(np.sqrt(((self._posterior.left_out / latency) ** 2).mean()))
             self._measuring = float(np.median(stderr / latency))
-        self._fitted = fitted
-        self.cost_model = self._parts.add_up(fitted, constant=self.overhead_ms)
+        self._fitted, self._crowding = fitted, crowding
+        if isinstance(self._parts, KernelTable):
+            self.cost_model = self._parts.add_up(fitted, self.overhead_ms, crowding)
+        else:
+            self.cost_model = self._parts.add_up(fitted, self.overhead_ms)
 
     def _rough_from(self, anchors: Sequence[Sample], anchor_keys: Sequence[str]) -> np.ndarray:
         """Return what kernels may take, in milliseconds, so that half of some members take more."""
@@ -384,7 +390,8 @@ class OnnxRuntimeLatencyProfiler(Profiler):
             return self.cost_model.breakdown(sample)
         (counts,) = self._parts.counts([sample])
         parts = [("constant", self.overhead_ms)]
-        for kernel, n, cost in zip(self._parts.kernels, counts, self._fitted, strict=True):
+        costs = self._fitted + counts.sum() * self._crowding
+        for kernel, n, cost in zip(self._parts.kernels, counts, costs, strict=True):
             if n:
                 parts.append((f"{n:g} x {_title(kernel)}", float(n * cost)))
         return sorted(parts, key=lambda part: part[1], reverse=True)

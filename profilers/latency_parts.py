@@ -180,6 +180,10 @@ class LatencyParts:
         """Return what coefficients common to all parts multiply, shape (parts, 3): time, elements and weights."""
         return np.stack([own, self._traffic, self._weights], 1)
 
+    def common(self, own: np.ndarray, counts: np.ndarray) -> np.ndarray:
+        """Return how often these coefficients count in nets, given how often each part does, shape (nets, 3)."""
+        return np.asarray(counts @ self.shares(own))
+
     def prior(self, own: np.ndarray, stderr: np.ndarray, counts: np.ndarray) -> Prior:
         """Return what is known about parts among others once they have been measured alone.
 

@@ -18,6 +18,7 @@ from hwnas.errors import HwnasError
 from hwnas.profilers.device import Device, describe_device
 from hwnas.profilers.measurement import Measurement, References, SessionResult, Workload
 from hwnas.profilers.measuring import measure
+from hwnas.profilers.session_scale import Scale
 from hwnas.profilers.store import LatencyStore
 from hwnas.profilers.target import OrtTarget
 
@@ -80,18 +81,19 @@ def _joined(
     session: SessionResult, store: LatencyStore, keys: list[str], device: Device, target: OrtTarget
 ) -> SessionResult:
     """Return the last session with what those before it have measured, all on the scale of the first."""
-    scale = store.sessions(device.key, target.key)[-1].anchor_scale
+    scale = store.sessions(device.key, target.key)[-1].scale
     return dataclasses.replace(
         session,
         measurements=store.lookup(keys, device.key, target.key),
         overhead=_scaled(session.overhead, scale),
         canary=_scaled(session.canary, scale),
-        canary_floor_ms=session.canary_floor_ms * scale,
+        canary_floor_ms=session.canary_floor_ms * scale.at(session.canary_floor_ms),
     )
 
 
-def _scaled(found: Measurement, scale: float) -> Measurement:
-    return dataclasses.replace(found, latency_ms=found.latency_ms * scale, stderr_ms=found.stderr_ms * scale)
+def _scaled(found: Measurement, scale: Scale) -> Measurement:
+    factor = scale.at(found.latency_ms)
+    return dataclasses.replace(found, latency_ms=found.latency_ms * factor, stderr_ms=found.stderr_ms * factor)
 
 
 if __name__ == "__main__":

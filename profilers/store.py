@@ -6,10 +6,9 @@ import json
 import math
 import os
 import sqlite3
-import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
@@ -17,68 +16,28 @@ from typing import Any, Final
 from hwnas.errors import StoreError
 from hwnas.profilers.device import Device
 from hwnas.profilers.measurement import Measurement, SessionResult
+from hwnas.profilers.session_scale import Scale, compare_sessions
+from hwnas.profilers.store_schema import APPLICATION_ID, MIGRATIONS, SCHEMA, SCHEMA_VERSION
 from hwnas.profilers.target import PROTOCOL_VERSION, OrtTarget
-from hwnas.profilers.timing import unexplained
 
-SCHEMA_VERSION: Final = 2
-# Marks the file as a latency store: another program's database may well have the same schema number.
-_APPLICATION_ID: Final = 0x68776E61
 _BUSY_TIMEOUT_S: Final = 30.0
 # SQLite limits the variables of a statement, to 999 in old builds.
 _CHUNK: Final = 500
-# Standard error of a median over that of a mean, for normal errors.
-_MEDIAN_TO_MEAN: Final = math.sqrt(math.pi / 2)
+# What a `Scale` consists of, in its order.
+_SCALE: Final = (
+    "anchor_scale",
+    "anchor_spread",
+    "anchor_error",
+    "anchor_exponent",
+    "anchor_exponent_error",
+    "anchor_pivot_ms",
+    "anchor_low_ms",
+    "anchor_high_ms",
+)
 
 # Reading all of a large file to check it takes a tenth of a second, so this process remembers by path which version of
 # a file was well: inode, size and time of the last change.
 _CHECKED: Final[dict[Path, tuple[int, int, int]]] = {}
-
-_SCHEMA: Final = (
-    "CREATE TABLE device (key TEXT PRIMARY KEY, description TEXT NOT NULL)",
-    "CREATE TABLE target (key TEXT PRIMARY KEY, description TEXT NOT NULL)",
-    """CREATE TABLE session (
-        id INTEGER PRIMARY KEY,
-        device TEXT NOT NULL REFERENCES device (key),
-        target TEXT NOT NULL REFERENCES target (key),
-        protocol INTEGER NOT NULL,
-        started REAL NOT NULL,
-        duration_s REAL NOT NULL,
-        clock TEXT NOT NULL,
-        load REAL,
-        canary_ms REAL NOT NULL,
-        canary_floor_ms REAL NOT NULL,
-        overhead_ms REAL NOT NULL,
-        split_half_error REAL,
-        anchor_scale REAL NOT NULL,
-        unsteadiness REAL NOT NULL DEFAULT 0,
-        anchor_spread REAL NOT NULL DEFAULT 0,
-        anchor_error REAL NOT NULL DEFAULT 0)""",
-    """CREATE TABLE measurement (
-        device TEXT NOT NULL REFERENCES device (key),
-        target TEXT NOT NULL REFERENCES target (key),
-        workload TEXT NOT NULL,
-        latency_ms REAL NOT NULL,
-        stderr_ms REAL NOT NULL,
-        visits INTEGER NOT NULL,
-        contended INTEGER NOT NULL,
-        session INTEGER NOT NULL REFERENCES session (id),
-        PRIMARY KEY (device, target, workload)) WITHOUT ROWID""",
-    """CREATE TABLE calibration (
-        device TEXT NOT NULL REFERENCES device (key),
-        target TEXT NOT NULL REFERENCES target (key),
-        space TEXT NOT NULL,
-        scale REAL NOT NULL,
-        offset_ms REAL NOT NULL,
-        n INTEGER NOT NULL,
-        residual REAL NOT NULL,
-        PRIMARY KEY (device, target, space)) WITHOUT ROWID""",
-)
-
-# What version 1 lacks.
-_FROM_1_TO_2: Final = tuple(
-    f"ALTER TABLE session ADD COLUMN {name} REAL NOT NULL DEFAULT 0"
-    for name in ("unsteadiness", "anchor_spread", "anchor_error")
-)
 
 
 @dataclass(frozen=True)
@@ -117,15 +76,10 @@ class StoredSession:
         Latency and floor of the canary in milliseconds.
     overhead_ms : float
         Latency of the Identity network in milliseconds.
-    anchor_scale : float
-        Factor that makes the latencies of the session comparable with those of the others.
     unsteadiness : float
         See `SessionResult`.
-    anchor_spread : float
-        Relative standard deviation by which what earlier sessions have measured too takes more or less than the factor
-        says, beyond the standard errors; 0 where there is nothing to compare.
-    anchor_error : float
-        Relative standard error of the factor.
+    scale : Scale
+        What makes the latencies of the session comparable with those of earlier ones.
     """
 
     id: int
@@ -133,10 +87,8 @@ class StoredSession:
     canary_ms: float
     canary_floor_ms: float
     overhead_ms: float
-    anchor_scale: float
     unsteadiness: float
-    anchor_spread: float
-    anchor_error: float
+    scale: Scale
 
 
 class LatencyStore:
@@ -201,25 +153,33 @@ class LatencyStore:
         Returns
         -------
         dict of str to Measurement
-            The known keys, in the order of `keys`. Times are multiplied by the anchor scale of their session,
-            so that rows of different sessions may be mixed, and its error is part of the standard error.
+            The known keys, in the order of `keys`. Times are put on the scale of the first session, so that rows of
+            different sessions may be mixed, and what that is uncertain by is part of the standard error.
         """
         found: dict[str, Measurement] = {}
         with self._guarded("be read"):
-            for start in range(0, len(keys), _CHUNK):
-                chunk = list(keys[start : start + _CHUNK])
-                rows = self._connection.execute(
-                    "SELECT workload, latency_ms * anchor_scale, stderr_ms * anchor_scale, visits, contended, "
-                    "anchor_error "
-                    "FROM measurement JOIN session ON session.id = measurement.session "
-                    "WHERE measurement.device = ? AND measurement.target = ? "
-                    f"AND workload IN ({', '.join('?' * len(chunk))})",
-                    (device_key, target_key, *chunk),
-                )
-                for key, latency_ms, stderr_ms, visits, contended, scale_error in rows:
-                    stderr_ms = math.hypot(stderr_ms, scale_error * latency_ms)
-                    found[key] = Measurement(latency_ms, stderr_ms, visits, bool(contended))
+            for key, measured, scale in self._rows(keys, device_key, target_key):
+                factor, error = scale.at(measured.latency_ms), scale.error_at(measured.latency_ms)
+                latency_ms = factor * measured.latency_ms
+                stderr_ms = math.hypot(factor * measured.stderr_ms, error * latency_ms)
+                found[key] = replace(measured, latency_ms=latency_ms, stderr_ms=stderr_ms)
         return {key: found[key] for key in keys if key in found}
+
+    def _rows(
+        self, keys: Sequence[str], device_key: str, target_key: str, before: int | None = None
+    ) -> Iterator[tuple[str, Measurement, Scale]]:
+        """Yield what is known of keys as it was measured, with the scale of its session, `before` a session or all."""
+        for start in range(0, len(keys), _CHUNK):
+            chunk = list(keys[start : start + _CHUNK])
+            rows = self._connection.execute(
+                f"SELECT workload, latency_ms, stderr_ms, visits, contended, {', '.join(_SCALE)} "
+                "FROM measurement JOIN session ON session.id = measurement.session "
+                "WHERE measurement.device = ? AND measurement.target = ? AND (? IS NULL OR measurement.session < ?) "
+                f"AND workload IN ({', '.join('?' * len(chunk))})",
+                (device_key, target_key, before, before, *chunk),
+            )
+            for key, latency_ms, stderr_ms, visits, contended, *scale in rows:
+                yield key, Measurement(latency_ms, stderr_ms, visits, bool(contended)), Scale(*scale)
 
     def record(
         self,
@@ -244,8 +204,8 @@ class LatencyStore:
         result : SessionResult
             The session.
         anchor_scale : float, optional
-            Factor that makes its latencies comparable with those of the other sessions. Unless given it is the median
-            ratio over the workloads that an earlier session has measured too, and 1 where there are none.
+            Factor that makes its latencies comparable with those of the other sessions. Unless given, the workloads
+            tell that an earlier session has measured too; see `compare_sessions`.
         refresh : bool, default False
             Replace rows of other sessions, with a scale of 1. Otherwise they stay as they are.
 
@@ -263,14 +223,13 @@ class LatencyStore:
             self._describe("device", device.key, device.to_dict())
             self._describe("target", target.key, target.to_dict())
             session = self._session(device.key, target.key, result)
-            spread = scale_error = 0.0
-            if anchor_scale is None and refresh:
-                anchor_scale = 1.0
-            elif anchor_scale is None:
-                anchor_scale, spread, scale_error = self._anchor_scale(device.key, target.key, result, session)
+            if anchor_scale is not None or refresh:
+                scale = Scale(1.0 if anchor_scale is None else anchor_scale)
+            else:
+                scale = self._scale_of(device.key, target.key, result, session)
             self._connection.execute(
-                "UPDATE session SET anchor_scale = ?, anchor_spread = ?, anchor_error = ? WHERE id = ?",
-                (anchor_scale, spread, scale_error, session),
+                f"UPDATE session SET {', '.join(f'{column} = ?' for column in _SCALE)} WHERE id = ?",
+                (*astuple(scale), session),
             )
             before = self._connection.total_changes
             columns = ("latency_ms", "stderr_ms", "visits", "contended", "session")
@@ -307,8 +266,7 @@ class LatencyStore:
             result.split_half_error,
             1.0,
             result.unsteadiness,
-            0.0,
-            0.0,
+            *astuple(Scale())[1:],
         )
         cursor = self._connection.execute(
             f"INSERT INTO session VALUES ({', '.join('?' * len(values))}) ON CONFLICT DO UPDATE SET "
@@ -320,33 +278,15 @@ class LatencyStore:
         assert cursor.lastrowid is not None
         return int(cursor.lastrowid if known is None else known[0])
 
-    def _anchor_scale(
-        self, device_key: str, target_key: str, result: SessionResult, session: int
-    ) -> tuple[float, float, float]:
-        """Compare a session with earlier ones; give the scale, the spread around it and its relative standard error.
-
-        Later sessions do not count, for they were compared with this one.
-        """
-        ratios, stderrs = [], []
-        keys = list(result.measurements)
-        for start in range(0, len(keys), _CHUNK):
-            chunk = keys[start : start + _CHUNK]
-            rows = self._connection.execute(
-                "SELECT workload, latency_ms * anchor_scale, stderr_ms / latency_ms FROM measurement "
-                "JOIN session ON session.id = measurement.session "
-                "WHERE measurement.device = ? AND measurement.target = ? AND measurement.session < ? "
-                f"AND workload IN ({', '.join('?' * len(chunk))})",
-                (device_key, target_key, session, *chunk),
-            )
-            for key, latency_ms, stderr in rows:
-                now = result.measurements[key]
-                ratios.append(latency_ms / now.latency_ms)
-                stderrs.append(math.hypot(stderr, now.stderr_ms / now.latency_ms))
-        if not ratios:
-            return 1.0, 0.0, 0.0
-        spread = unexplained([math.log(ratio) for ratio in ratios], stderrs)
-        variance = spread**2 + statistics.fmean(error**2 for error in stderrs)
-        return statistics.median(ratios), spread, _MEDIAN_TO_MEAN * math.sqrt(variance / len(ratios))
+    def _scale_of(self, device_key: str, target_key: str, result: SessionResult, session: int) -> Scale:
+        """Compare a session with earlier ones. Later sessions do not count, for they were compared with this one."""
+        before, now, stderrs = [], [], []
+        for key, known, scale in self._rows(list(result.measurements), device_key, target_key, session):
+            again = result.measurements[key]
+            before.append(scale.at(known.latency_ms) * known.latency_ms)
+            now.append(again.latency_ms)
+            stderrs.append(math.hypot(known.stderr_ms / known.latency_ms, again.stderr_ms / again.latency_ms))
+        return compare_sessions(before, now, stderrs)
 
     def sessions(self, device_key: str, target_key: str, keys: Sequence[str] | None = None) -> list[StoredSession]:
         """Give the sessions of a device and a target, the oldest first.
@@ -365,12 +305,14 @@ class LatencyStore:
         """
         with self._guarded("be read"):
             rows = self._connection.execute(
-                "SELECT id, started, canary_ms, canary_floor_ms, overhead_ms, anchor_scale, "
-                "unsteadiness, anchor_spread, anchor_error FROM session "
-                "WHERE device = ? AND target = ? ORDER BY id",
+                "SELECT id, started, canary_ms, canary_floor_ms, overhead_ms, unsteadiness, "
+                f"{', '.join(_SCALE)} FROM session WHERE device = ? AND target = ? ORDER BY id",
                 (device_key, target_key),
             )
-            found = [StoredSession(*row) for row in rows]
+            found = [
+                StoredSession(number, started, canary_ms, floor_ms, overhead_ms, unsteadiness, Scale(*scale))
+                for number, started, canary_ms, floor_ms, overhead_ms, unsteadiness, *scale in rows
+            ]
             if keys is None:
                 return found
             holders: set[int] = set()
@@ -465,18 +407,19 @@ class LatencyStore:
             # Two processes may create the file at once: only what is seen inside the transaction counts.
             with self._transaction():
                 if self._is_empty():
-                    for statement in _SCHEMA:
+                    for statement in SCHEMA:
                         self._connection.execute(statement)
-                    self._connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
+                    self._connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
                     self._connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-        if self._pragma("application_id") != _APPLICATION_ID:
+        if self._pragma("application_id") != APPLICATION_ID:
             raise self._error("it is a database of another program", "give another --store")
-        if self._pragma("user_version") == 1:
+        if self._pragma("user_version") in MIGRATIONS:
             with self._transaction():
-                if self._pragma("user_version") == 1:  # another process may do the same
-                    for statement in _FROM_1_TO_2:
+                # Another process may do the same.
+                while (version := self._pragma("user_version")) in MIGRATIONS:
+                    for statement in MIGRATIONS[version]:
                         self._connection.execute(statement)
-                    self._connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+                    self._connection.execute(f"PRAGMA user_version = {version + 1}")
         version = self._pragma("user_version")
         if version != SCHEMA_VERSION:
             raise self._error(

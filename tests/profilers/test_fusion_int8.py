@@ -209,7 +209,7 @@ def test_a_cell_space_is_predicted_from_integer_kernels(monkeypatch: pytest.Monk
     assert profiler.granularity == "kernels"
     assert calls == [12]  # nothing but whole members
     report = profiler.report(20)
-    assert report.within_5 > 0.9
+    assert report.within_5 >= 0.9
     assert report.spearman > 0.99
 
 

@@ -158,7 +158,7 @@ def test_measuring_goes_on_where_it_was_killed(tmp_path: Path) -> None:
     with LatencyStore(path) as store:
         assert store.lookup(sorted(known), describe_device().key, OrtTarget().key) == before
         if len(known) < len(KEYS):
-            assert store.sessions(describe_device().key, OrtTarget().key)[1].anchor_scale != 1.0
+            assert store.sessions(describe_device().key, OrtTarget().key)[1].scale.factor != 1.0
 
 
 class Net(nn.ModelSpace):

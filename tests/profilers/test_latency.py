@@ -426,7 +426,7 @@ def test_only_what_is_missing_is_measured_and_put_on_the_scale_of_before(install
         assert len(machine.calls[1]) == len(now)
         assert len(now - before) == len(now) - len(references)
         sessions = store.sessions(profiler.device.key, profiler.target.key)
-        assert [session.anchor_scale for session in sessions] == [1.0, pytest.approx(1 / 1.1)]
+        assert [session.scale.factor for session in sessions] == [1.0, pytest.approx(1 / 1.1)]
     for sample in space.grid():
         truth = OVERHEAD + 1e-5 * macs_of(space.freeze(sample))
         assert profiler.profile(sample) == pytest.approx(truth, rel=1e-6), sample

@@ -21,6 +21,7 @@ import pytest
 from hwnas.errors import StoreError
 from hwnas.profilers.device import Device
 from hwnas.profilers.measurement import Measurement, SessionResult
+from hwnas.profilers.session_scale import Scale
 from hwnas.profilers.store import Calibration, LatencyStore
 from hwnas.profilers.target import OrtTarget
 
@@ -97,7 +98,7 @@ def test_rows_are_scaled_by_the_anchors_of_their_session() -> None:
         found = store.lookup(["a", "b"], DEVICE.key, TARGET.key)
         assert found["b"].latency_ms == 1.25 * found["a"].latency_ms
         assert found["b"].stderr_ms == 1.25 * found["a"].stderr_ms
-        assert [s.anchor_scale for s in store.sessions(DEVICE.key, TARGET.key)] == [1.0, 1.25]
+        assert [s.scale.factor for s in store.sessions(DEVICE.key, TARGET.key)] == [1.0, 1.25]
 
 
 def test_a_session_is_compared_with_the_earlier_ones_by_what_both_measured() -> None:
@@ -106,7 +107,7 @@ def test_a_session_is_compared_with_the_earlier_ones_by_what_both_measured() -> 
         store.record(DEVICE, TARGET, result(a=2.0, b=4.0, c=3.0, d=10.0))  # twice as slow, but for one outlier
         assert store.lookup(["d"], DEVICE.key, TARGET.key)["d"].latency_ms == 5.0
         store.record(DEVICE, OrtTarget(intra_op_threads=2), result(a=7.0, d=7.0))
-        assert store.sessions(DEVICE.key, OrtTarget(intra_op_threads=2).key)[0].anchor_scale == 1.0
+        assert store.sessions(DEVICE.key, OrtTarget(intra_op_threads=2).key)[0].scale.factor == 1.0
 
 
 def test_a_session_may_be_recorded_as_it_goes_on() -> None:
@@ -124,7 +125,7 @@ def test_a_session_may_be_recorded_as_it_goes_on() -> None:
         # The first session is the standard, whatever the second one found; that one was compared with what was known.
         assert [m.latency_ms for m in found.values()] == [1.1, 2.0, 4.0]
         sessions = store.sessions(DEVICE.key, TARGET.key)
-        assert [session.anchor_scale for session in sessions] == [1.0, 0.5]
+        assert [session.scale.factor for session in sessions] == [1.0, 0.5]
         assert [session.canary_floor_ms for session in sessions] == [0.19, 0.15]
         # The same once more changes nothing.
         store.record(DEVICE, TARGET, first)
@@ -270,28 +271,36 @@ def test_damage_is_found_after_the_file_was_well(tmp_path: Path, damage: Callabl
             LatencyStore(path)
 
 
-def _first_version(path: Path) -> None:
-    """Make a file of the first version, with two sessions."""
+_ADDED = {
+    2: ("unsteadiness", "anchor_spread", "anchor_error"),
+    3: ("anchor_exponent", "anchor_exponent_error", "anchor_pivot_ms", "anchor_low_ms", "anchor_high_ms"),
+}
+
+
+def _earlier_version(path: Path, version: int) -> None:
+    """Make a file of an earlier version, with two sessions."""
     with LatencyStore(path) as store:
         store.record(DEVICE, TARGET, result(a=1.0, b=2.0))
         store.record(DEVICE, TARGET, result(b=4.0, c=8.0), anchor_scale=0.5)
     connection = sqlite3.connect(path)
-    for column in ("unsteadiness", "anchor_spread", "anchor_error"):
+    for column in [column for added, columns in _ADDED.items() if added > version for column in columns]:
         connection.execute(f"ALTER TABLE session DROP COLUMN {column}")
-    connection.execute("PRAGMA user_version = 1")
+    connection.execute(f"PRAGMA user_version = {version}")
     connection.close()
 
 
-def test_a_file_of_the_first_version_goes_on_as_one_of_this(tmp_path: Path) -> None:
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_file_of_an_earlier_version_goes_on_as_one_of_this(tmp_path: Path, version: int) -> None:
     path = tmp_path / "store.db"
-    _first_version(path)
+    _earlier_version(path, version)
     for _ in range(2):
         with LatencyStore(path) as store:
             found = store.lookup(["a", "b", "c"], DEVICE.key, TARGET.key)
             assert [each.latency_ms for each in found.values()] == [1.0, 2.0, 4.0]
             assert [each.stderr_ms for each in found.values()] == [0.01, 0.02, 0.04]
             sessions = store.sessions(DEVICE.key, TARGET.key)
-            assert [(s.unsteadiness, s.anchor_spread, s.anchor_error) for s in sessions] == [(0, 0, 0), (0, 0, 0)]
+            assert [s.unsteadiness for s in sessions] == [0, 0]
+            assert [s.scale for s in sessions] == [Scale(), Scale(0.5)]
     with LatencyStore(path) as store:
         assert store.record(DEVICE, TARGET, result(a=2.0, d=8.0)) == 1
         assert store.lookup(["d"], DEVICE.key, TARGET.key)["d"].latency_ms == 4.0
@@ -304,15 +313,36 @@ def test_a_session_knows_how_well_it_compares_with_earlier_ones() -> None:
         nets = {f"k{i}": 2.0 * float(np.exp(each)) for i, each in enumerate(drift)}
         store.record(DEVICE, TARGET, dataclasses.replace(result(**nets, new=1.0), unsteadiness=0.07))
         first, second = store.sessions(DEVICE.key, TARGET.key)
-        assert (first.anchor_spread, first.anchor_error, first.unsteadiness) == (0, 0, 0)
+        assert (first.scale.spread, first.scale.error, first.unsteadiness) == (0, 0, 0)
         assert second.unsteadiness == 0.07
         # Each of both has been measured with an error of 1 %.
-        assert second.anchor_spread == pytest.approx(math.sqrt(drift.var(ddof=1) - 2e-4), rel=1e-6)
+        assert second.scale.spread == pytest.approx(math.sqrt(drift.var(ddof=1) - 2e-4), rel=1e-6)
         expected = np.std([np.median(np.random.default_rng(s).normal(0, 0.05, 400)) for s in range(2000)])
-        assert second.anchor_error == pytest.approx(expected, rel=0.1)
+        assert second.scale.error == pytest.approx(expected, rel=0.1)
         # What is measured in that session alone is known no better than its scale.
         new = store.lookup(["new"], DEVICE.key, TARGET.key)["new"]
-        assert new.stderr_ms / new.latency_ms == pytest.approx(math.hypot(0.01, second.anchor_error))
+        assert new.stderr_ms / new.latency_ms == pytest.approx(math.hypot(0.01, second.scale.error))
+
+
+def test_a_session_in_which_large_nets_suffer_more_is_put_on_the_scale_of_before() -> None:
+    truth = dict(zip([f"k{i}" for i in range(30)], np.geomspace(0.2, 5.0, 30), strict=True))
+    rng = np.random.default_rng(1)
+    slow = {key: 1.3 * each**1.2 * float(np.exp(rng.normal(0, 0.01))) for key, each in truth.items()}
+    with LatencyStore() as store:
+        known = [f"k{i}" for i in range(0, 30, 3)]
+        store.record(DEVICE, TARGET, result(**{key: truth[key] for key in known}))
+        store.record(DEVICE, TARGET, result(**slow))
+        # A third one as the second, which compares itself with both.
+        store.record(DEVICE, TARGET, dataclasses.replace(result(**slow, new=1.3 * 2**1.2), started=1.0))
+        found = store.lookup([*truth, "new"], DEVICE.key, TARGET.key)
+        _, second, third = store.sessions(DEVICE.key, TARGET.key)
+    for key, latency in {**truth, "new": 2.0}.items():
+        assert found[key].latency_ms == pytest.approx(latency, rel=0.06)
+        assert abs(found[key].latency_ms - latency) < 4 * found[key].stderr_ms
+    for scale in (second.scale, third.scale):
+        assert scale.exponent == pytest.approx(1 / 1.2, abs=0.02)
+        assert scale.spread < 0.02
+    assert found["new"].stderr_ms / 2.0 > third.scale.error
 
 
 def test_sessions_with_rows_of_some_keys() -> None:
