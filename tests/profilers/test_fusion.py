@@ -287,15 +287,18 @@ class Cells(nn.ModelSpace):
 # -- the profiler, on a machine whose latencies are known ----------------------------------------------------
 
 
-def pretend(cost: Callable[[Kernel], float], calls: list[int]) -> Callable[..., SessionResult]:
-    """Stand in for `measure`: nets take the sum over the kernels that ONNX Runtime makes of them."""
+def pretend(cost: Callable[[Kernel], float], calls: list[int], crowding: float = 0.0) -> Callable[..., SessionResult]:
+    """Stand in for `measure`: nets take the sum over the kernels that ONNX Runtime makes of them.
+
+    Each takes a share `crowding` more for every kernel of the net.
+    """
+
+    def takes(kernels: Counter[Kernel]) -> float:
+        return OVERHEAD + (1 + crowding * kernels.total()) * sum(n * cost(kernel) for kernel, n in kernels.items())
 
     def measure(workloads: list[Workload], target: OrtTarget, **options: Any) -> SessionResult:
         calls.append(len(workloads))
-        found = {
-            workload.key: OVERHEAD + sum(n * cost(kernel) for kernel, n in kernels_of(workload.model, target).items())
-            for workload in workloads
-        }
+        found = {workload.key: takes(kernels_of(workload.model, target)) for workload in workloads}
         return SessionResult(
             measurements={key: Measurement(time, 0.003 * time, 20, False) for key, time in found.items()},
             overhead=Measurement(OVERHEAD, 1e-5, 20, False),
@@ -341,6 +344,30 @@ def test_a_cell_space_is_predicted_from_kernels(monkeypatch: pytest.MonkeyPatch)
     assert sorted(name.split()[2].rstrip(",") for name in parts) == sorted(kernel.operator for kernel in kernels)
     everything = profiler.cost_model.evaluate([*space.grid()])
     assert float(profiler.expectation(uniform)) == pytest.approx(float(np.mean(everything)), rel=1e-4)
+
+
+def test_kernels_take_more_in_nets_of_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hwnas.profilers.latency.measure", pretend(cost, [], crowding=0.02))
+    space, x = Cells(), torch.randn(1, 3, 16, 16)
+    profiler = OnnxRuntimeLatencyProfiler(space, x, store=LatencyStore(), calibration=16, seed=3)
+    report = profiler.report(30)
+    assert report.within_5 > 0.95
+    assert report.mape < 0.015
+    none = dict.fromkeys(domain_of(space), "skip_connect")
+    many = dict.fromkeys(domain_of(space), "nor_conv_3x3")
+    for sample in (none, many):
+        parts = profiler.breakdown(sample)
+        assert sum(part for _, part in parts) == pytest.approx(profiler.profile(sample))
+    short, long = (
+        {
+            name.partition(" x ")[2]: ms / float(name.partition(" x ")[0])
+            for name, ms in profiler.breakdown(sample)
+            if " x " in name
+        }
+        for sample in (none, many)
+    )
+    assert short.keys() & long.keys()
+    assert all(long[kernel] > short[kernel] for kernel in short.keys() & long.keys())
 
 
 def test_granularity_is_chosen_by_structure() -> None:
