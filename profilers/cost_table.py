@@ -16,13 +16,15 @@ import yaml
 from hwnas.errors import HwnasError
 from hwnas.profilers.profiler import Profiler, build_cost_model, domain_of, masked
 from hwnas.profilers.symbols import listed_values
-from hwnas.profilers.tables import Table, conjunction, disjunction
+from hwnas.profilers.tables import MAX_TABLE, Table, conjunction, disjunction
 from hwnas.space import Mutable, Sample
 from hwnas.space.node import Node
 from hwnas.space.walk import Partial, Undecided
 
 _SHOWN = 3  # combinations named in a message
 _YAML_KEYS = {"cost", "constant", "tables"}
+SUFFIXES = (".csv", ".yaml", ".yml")
+"""Of the files that are read."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,11 @@ class TableProfiler(Profiler):
     HwnasError
         When the file cannot be read, names what the space does not have, or lacks a combination or has it twice.
 
+    Attributes
+    ----------
+    labels : tuple of str
+        Those that the file names, in its order.
+
     Examples
     --------
     >>> import tempfile, pathlib
@@ -100,7 +107,8 @@ class TableProfiler(Profiler):
                         f"{row.where}: the space has no label {label!r} with listed values; it has {sorted(domain)}"
                     )
             groups.setdefault(tuple(row.values), []).append(row)
-        active = activity(space, {label for labels in groups for label in labels})
+        self.labels = tuple(dict.fromkeys(label for labels in groups for label in labels))
+        active = activity(space, self.labels)
         constant, parts = 0.0, []
         for labels, group in groups.items():
             table = _tabulated(labels, group, domain)
@@ -152,15 +160,21 @@ def activity(space: Mutable, labels: Iterable[str]) -> dict[str, Table]:
 
 
 def _tabulated(labels: tuple[str, ...], rows: Sequence[_Row], domain: Mapping[str, Sequence[Any]]) -> Table:
+    entries = math.prod(len(domain[label]) for label in labels)
+    if entries > MAX_TABLE:
+        raise HwnasError(
+            f"{rows[0].where}: {', '.join(labels)} have {entries:,} combinations, of which each needs a cost, and "
+            f"{MAX_TABLE:,} are read at most. Give costs of fewer labels at once; they are added"
+        )
     costs = np.full([len(domain[label]) for label in labels], np.nan)
     seen: dict[tuple[int, ...], str] = {}
     for row in rows:
         index = tuple(_position(row, label, domain[label]) for label in labels)
         if index in seen:
-            raise HwnasError(f"{row.where}: {_named(row.values)} stands already at {seen[index]}")
+            raise HwnasError(f"{row.where}: {_named(row.values) or 'the constant'} stands already at {seen[index]}")
         seen[index] = row.where
         try:
-            costs[index] = float(row.cost)
+            costs[index] = math.nan if isinstance(row.cost, bool) else float(row.cost)
         except (TypeError, ValueError):
             raise HwnasError(f"{row.where}: the cost is {row.cost!r}; expected a number") from None
         if not math.isfinite(costs[index]):
@@ -195,14 +209,13 @@ def _named(values: Mapping[str, Any]) -> str:
 
 
 def _read(file: Path) -> tuple[str, list[_Row]]:
-    readers = {".csv": _read_csv, ".yaml": _read_yaml, ".yml": _read_yaml}
-    if file.suffix.lower() not in readers:
+    if file.suffix.lower() not in SUFFIXES:
         raise HwnasError(f"{file}: its suffix is {file.suffix!r}; expected .csv, .yaml or .yml")
     try:
         text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise HwnasError(f"{file} cannot be read: {error}") from error
-    return readers[file.suffix.lower()](file, text)
+    return (_read_csv if file.suffix.lower() == ".csv" else _read_yaml)(file, text)
 
 
 def _read_csv(file: Path, text: str) -> tuple[str, list[_Row]]:

@@ -106,7 +106,8 @@ class RangeProfilerFilter(ProfilerFilter):
         costs = [self.profiler.profile(sample) for sample in samples]
         accepted = [self.accepts(cost) for cost in costs]
         asked = [i for i, accepts in enumerate(accepted) if accepts] if self._quantile else []
-        for i, stderr in zip(asked, self.profiler.stderrs([samples[i] for i in asked]), strict=True):
+        errors = self.profiler.stderrs([samples[i] for i in asked]) if asked else []
+        for i, stderr in zip(asked, errors, strict=True):
             if stderr > self._least * abs(costs[i]) * _ROUNDING:  # otherwise that is what the ends are shifted by
                 margin = self._quantile * float(stderr)
                 accepted[i] = _within(costs[i] - margin, costs[i] + margin, self.min, self.max)

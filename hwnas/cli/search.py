@@ -41,8 +41,9 @@ def search(
         Path | None,
         typer.Option(
             "--latency-from",
-            metavar="FOLDER",
-            help="Another device: what `hwnas profile SPACE --measure-on FOLDER` brought back for this --seed.",
+            metavar="FOLDER|TABLE",
+            help="Another device: a folder of `hwnas profile SPACE --measure-on` that came back, for this --seed, or a "
+            ".csv or .yaml file with latency_ms by label.",
         ),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,

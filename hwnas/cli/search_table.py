@@ -70,7 +70,7 @@ def print_search(result: SearchResult, space: Mutable) -> None:
 def _agreement(result: SearchResult) -> str:
     errors = [abs(row.predicted_ms / row.measured_ms - 1) for row in result.rows if row.measured_ms is not None]
     if not errors:
-        return "predicted from the results of another device; measure the exported model there"
+        return "predicted from figures of another device; measure the exported model there"
     mean, largest = sum(errors) / len(errors), max(errors)
     text = (
         f"predicted and measured latency of these {len(errors)} models differ by {percent(mean)} on average, "

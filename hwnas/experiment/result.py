@@ -22,8 +22,10 @@ class ModelRow:
         The architecture.
     val_accuracy, test_accuracy : float
         Fractions of images, after training from scratch.
-    predicted_ms, predicted_stderr_ms : float
-        Predicted latency with its standard deviation, in milliseconds.
+    predicted_ms : float
+        Predicted latency, in milliseconds.
+    predicted_stderr_ms : float or None
+        Its standard deviation, in milliseconds; None where it comes from a table.
     measured_ms, measured_stderr_ms : float or None
         Latency of the exported file with its standard error, in milliseconds; None where the device is another one.
     macs : float
@@ -37,7 +39,7 @@ class ModelRow:
     val_accuracy: float
     test_accuracy: float
     predicted_ms: float
-    predicted_stderr_ms: float
+    predicted_stderr_ms: float | None
     measured_ms: float | None
     measured_stderr_ms: float | None
     macs: float
@@ -58,7 +60,7 @@ class SearchResult:
         The chosen architecture first.
     latency : dict
         Of the predictor: `overhead_ms`, the time of an empty run in milliseconds, and `relative_residual`, the standard
-        deviation of the calibration members around their prediction.
+        deviation of the calibration members around their prediction. Empty where latencies come from a table.
     verification : dict
         Largest difference between PyTorch and ONNX Runtime on test images.
     folder : str

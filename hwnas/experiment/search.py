@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import time
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from torch import nn
 
 from hwnas.errors import BudgetError, HwnasError
 from hwnas.experiment.checkpoints import WholeCheckpoints, existing_checkpoint
+from hwnas.experiment.latency_table import is_table, latency_table
 from hwnas.experiment.narrator import Narrator, Silent
 from hwnas.experiment.result import ModelRow, SearchResult
 from hwnas.experiment.run_folder import RunFolder
@@ -29,6 +31,7 @@ from hwnas.profilers import (
     NumParamsProfiler,
     OnnxRuntimeLatencyProfiler,
     OrtTarget,
+    TableProfiler,
     Workload,
     measure,
 )
@@ -53,6 +56,8 @@ RECALIBRATION_BATCHES = 6
 # A search takes hundreds of steps, not the tens of thousands for which the published rates are meant.
 ARC_LEARNING_RATE = 3e-3
 RANDOM_BASELINE_SEED = 77_000
+
+_Latency = OnnxRuntimeLatencyProfiler | TableProfiler
 
 
 def run_search(
@@ -83,9 +88,10 @@ def run_search(
     store : path-like, optional
         The latency store, shared by runs; in memory unless given.
     latency_from : path-like, optional
-        A folder of `hwnas.profilers.prepare_folder`, made with the same space, batch size and seed, that came back from
-        another device with its results. The budget is then that of the device, and nothing is measured: what is chosen
-        meets the budget as predicted.
+        Latencies of another device: a folder of `hwnas.profilers.prepare_folder`, made with the same space, batch size
+        and seed, that came back from the device with its results, or a CSV or YAML file of `latency_ms`, see
+        `hwnas.profilers.TableProfiler`. The budget is then that of the device, and nothing is measured: what is chosen
+        meets the budget as predicted. A table knows no error, so its figures count as they are.
     resume : bool, default False
         Whether to go on with the run in `folder`.
     narrator : Narrator, optional
@@ -99,7 +105,7 @@ def run_search(
     Raises
     ------
     HwnasError
-        When the results of another device are not those of the settings.
+        When the results of another device are not those of the settings, or a table is wrong; nothing is written then.
     BudgetError
         When no member meets the budget. The message names the minimum and what blocks it.
     RunFolderError, StoreError, TrainingError, VerificationError
@@ -108,7 +114,12 @@ def run_search(
     described = {"task": task.name, **settings.to_dict()}
     if latency_from is not None:
         described["latency_from"] = str(latency_from)
-    run = _Run(task, settings, RunFolder(folder, described, resume=resume), narrator, latency_from)
+    table = None
+    if latency_from is not None and is_table(Path(latency_from)):
+        table = latency_table(fresh_space(task, settings.seed), Path(latency_from))
+        # A run does not go on with other figures than it began with.
+        described["latency_table"] = hashlib.sha256(Path(latency_from).read_bytes()).hexdigest()
+    run = _Run(task, settings, RunFolder(folder, described, resume=resume), narrator, latency_from, table)
     with LatencyStore(store) as opened, torch_threads(settings.train_threads):
         return run.search(opened)
 
@@ -132,8 +143,10 @@ class _Run:
         folder: RunFolder,
         narrator: Narrator | None,
         latency_from: str | Path | None = None,
+        table: TableProfiler | None = None,
     ) -> None:
-        self.task, self.settings, self.folder, self.latency_from = task, settings, folder, latency_from
+        self.task, self.settings, self.folder = task, settings, folder
+        self.latency_from, self.table = latency_from, table
         self.narrator: Narrator = Silent() if narrator is None else narrator
         self.seconds: dict[str, float] = {}
 
@@ -148,20 +161,7 @@ class _Run:
         settings, example = self.settings, self.task.example(self.settings.batch_size)
         space = fresh_space(self.task, settings.seed)
         with self.stage("profile", "measure the parts of the space"):
-            target = OrtTarget(intra_op_threads=settings.threads, precision=settings.precision)
-            profiler = OnnxRuntimeLatencyProfiler(
-                space,
-                example,
-                target if self.latency_from is None else None,
-                store=store,
-                budget_s=settings.profile_s,
-                seed=settings.seed,
-                results=self.latency_from,
-                progress=self.narrator.progress,
-            )
-            self._check_target(profiler.target)
-            if profiler.contended:
-                self.narrator.say(profiler.advice)
+            profiler = self.table or self._measuring_profiler(space, example, store)
             budget = self._budget(profiler)
         with self.stage("supernet", f"train the super-net on members within {budget.bounds['latency_ms']:.3g} ms"):
             strategy = self._train_supernet(space, budget)
@@ -185,8 +185,7 @@ class _Run:
                 "val_accuracy": trained["chosen"][1],
                 "test_accuracy": trained["chosen"][2],
                 "predicted_latency_ms": profiler.profile(chosen),
-                "device": profiler.device.to_dict(),
-                "target": profiler.target.to_dict(),
+                **self._origin(profiler),
             }
             bundle = write_bundle(
                 self.folder.path / "model",
@@ -198,15 +197,14 @@ class _Run:
             )
             measured = self._measure_models(models, bundle.onnx_path.read_bytes(), profiler)
         flops, parameters = self._counts()
-        predicted = {name: profiler.predict(sample) for name, sample in samples.items()}
         rows = tuple(
             ModelRow(
                 name=name,
                 sample=sample,
                 val_accuracy=trained[name][1],
                 test_accuracy=trained[name][2],
-                predicted_ms=predicted[name].latency_ms,
-                predicted_stderr_ms=predicted[name].stderr_ms,
+                predicted_ms=profiler.profile(sample),
+                predicted_stderr_ms=None if isinstance(profiler, TableProfiler) else profiler.stderr(sample),
                 measured_ms=measured[name].latency_ms if name in measured else None,
                 measured_stderr_ms=measured[name].stderr_ms if name in measured else None,
                 macs=flops.profile(sample),
@@ -218,13 +216,40 @@ class _Run:
             task=self.task.name,
             settings=settings.to_dict(),
             rows=rows,
-            latency={"overhead_ms": profiler.overhead_ms, "relative_residual": profiler.relative_residual},
+            latency={}
+            if isinstance(profiler, TableProfiler)
+            else {"overhead_ms": profiler.overhead_ms, "relative_residual": profiler.relative_residual},
             verification=bundle.description["verification"],
             folder=str(self.folder.path),
             seconds=self.seconds,
         )
         self.folder.save("result.json", result.to_dict())
         return result
+
+    def _measuring_profiler(self, space: Any, example: torch.Tensor, store: LatencyStore) -> OnnxRuntimeLatencyProfiler:
+        """Return the profiler of this device, or of the one that a folder came back from."""
+        settings = self.settings
+        target = OrtTarget(intra_op_threads=settings.threads, precision=settings.precision)
+        profiler = OnnxRuntimeLatencyProfiler(
+            space,
+            example,
+            target if self.latency_from is None else None,
+            store=store,
+            budget_s=settings.profile_s,
+            seed=settings.seed,
+            results=self.latency_from,
+            progress=self.narrator.progress,
+        )
+        self._check_target(profiler.target)
+        if profiler.contended:
+            self.narrator.say(profiler.advice)
+        return profiler
+
+    def _origin(self, profiler: _Latency) -> dict[str, Any]:
+        """Return what latencies are those of, for the description of the exported model."""
+        if isinstance(profiler, TableProfiler):
+            return {"latency_from": Path(str(self.latency_from)).name}
+        return {"device": profiler.device.to_dict(), "target": profiler.target.to_dict()}
 
     def _check_target(self, target: OrtTarget) -> None:
         for name, given, found in (
@@ -237,10 +262,17 @@ class _Run:
                     f"--{name} {found}, or prepare and run the folder with --{name} {given}"
                 )
 
-    def _budget(self, profiler: OnnxRuntimeLatencyProfiler) -> Budget:
+    def _budget(self, profiler: _Latency) -> Budget:
         """Return the budget that members are looked at within; raise when none meets that of the settings."""
         settings = self.settings
         low, high = profiler.cost_model.minimum().cost, profiler.cost_model.maximum().cost
+        if isinstance(profiler, TableProfiler):
+            others = sorted(set(self.task.make_space().simplify()) - set(profiler.labels))
+            told = f"; it does not name {', '.join(others)}, which cost nothing then" if others else ""
+            self.narrator.say(f"by {self.latency_from} members take from {low:.3f} to {high:.3f} ms{told}")
+            budget = Budget({"latency_ms": settings.max_latency_ms}, profiler)
+            _ = budget.ranges  # raises when there is no member
+            return budget
         self.narrator.say(
             f"members take from {low:.3f} to {high:.3f} ms; whole members agree with their prediction within "
             f"{100 * profiler.relative_residual:.1f} % (standard deviation of {len(profiler.anchors)})"
@@ -317,7 +349,7 @@ class _Run:
         )
         return RandomOneShot(budget=budget, search=search, seed=settings.seed)
 
-    def _rank(self, strategy: OneShotStrategy, profiler: OnnxRuntimeLatencyProfiler) -> list[Sample]:
+    def _rank(self, strategy: OneShotStrategy, profiler: _Latency) -> list[Sample]:
         """Return members that are predicted within the limit, the most promising first."""
         if self.folder.has("ranking.json"):
             space = strategy.supernet
@@ -337,7 +369,7 @@ class _Run:
         )
         return [sample for sample, _ in scored]
 
-    def _finalists(self, ranked: list[Sample], profiler: OnnxRuntimeLatencyProfiler) -> list[Sample]:
+    def _finalists(self, ranked: list[Sample], profiler: _Latency) -> list[Sample]:
         """Return the first members of the ranking that meet the budget when they are measured as a whole."""
 
         def told(passed: int, total: int) -> None:
@@ -347,7 +379,7 @@ class _Run:
         budget = Budget({"latency_ms": self.settings.max_latency_ms}, profiler)
         return list(itertools.islice(budget.measured(ranked, group=size, on_group=told), size))
 
-    def _baselines(self, profiler: OnnxRuntimeLatencyProfiler, budget: Budget) -> dict[str, Sample]:
+    def _baselines(self, profiler: _Latency, budget: Budget) -> dict[str, Sample]:
         """Return what the choice is compared with."""
         model = profiler.cost_model
         seed = RANDOM_BASELINE_SEED + self.settings.seed
@@ -369,10 +401,10 @@ class _Run:
         return [(images[start : start + size],) for start in range(0, len(images) - size + 1, size)]
 
     def _measure_models(
-        self, models: dict[str, nn.Module], exported: bytes, profiler: OnnxRuntimeLatencyProfiler
+        self, models: dict[str, nn.Module], exported: bytes, profiler: _Latency
     ) -> dict[str, Measurement]:
         """Measure the exported file and the other models, interleaved, anew; nothing is known of another device."""
-        if not profiler.measures_here:
+        if isinstance(profiler, TableProfiler) or not profiler.measures_here:
             return {}
         example = self.task.example(self.settings.batch_size)
         others = [name for name in models if name != "chosen"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,15 @@ import numpy as np
 from hwnas.cost import BudgetSampler, JointRanges, Range
 from hwnas.cost.domain import Domain
 from hwnas.errors import BudgetError
-from hwnas.profilers.filters import FilterLike, ProfilerFilter, accept_many, as_filter, parts_of, ranges_in
+from hwnas.profilers.filters import (
+    FilterLike,
+    ProfilerFilter,
+    accept_many,
+    as_filter,
+    parts_of,
+    quantile_of_confidence,
+    ranges_in,
+)
 from hwnas.space import Mutable, Sample
 from hwnas.space.sampling import fresh
 from hwnas.strategies.cost_labels import cost_labels
@@ -72,6 +80,7 @@ class FeasibleSampler:
         self._profilers = [part.profiler for part in profiled]
         self._weights = dict(weights or {})
         self._ranges = ranges_in(self.filter)
+        self._together = any(quantile_of_confidence(part.confidence) for part in self._ranges)
         self._within: tuple[Domain, BudgetSampler] | None = None
 
     def sample(self, number: int) -> Sample:
@@ -96,11 +105,44 @@ class FeasibleSampler:
         """Tell whether a sample meets the filter and the constraints."""
         return self._structure.verdict(sample) is True and (self.filter is None or bool(self.filter(sample)))
 
-    def _accept_many(self, samples: Sequence[Sample]) -> list[bool]:
+    def accept_many(self, samples: Sequence[Sample]) -> list[bool]:
+        """Tell for each sample whether it meets the filter and the constraints; errors are asked for together."""
         allowed = [i for i, sample in enumerate(samples) if self._structure.verdict(sample) is True]
         wanted = accept_many(self.filter, [samples[i] for i in allowed])
         accepted = {i for i, answer in zip(allowed, wanted, strict=True) if answer}
         return [i in accepted for i in range(len(samples))]
+
+    def accepted(
+        self, propose: Callable[[np.random.Generator], Sample], rng: np.random.Generator, tries: int
+    ) -> Iterator[Sample]:
+        """Yield the feasible ones of so many proposals.
+
+        With a confidence level the error of a prediction is asked for, which costs hardly more for many members than
+        for one. So proposals are made a few at a time then, the more the longer none is feasible. Whatever is made
+        together, the samples and the state of the generator at each are as if it was one by one.
+
+        Parameters
+        ----------
+        propose : callable
+            Draws a sample by the generator alone.
+        rng : numpy.random.Generator
+            Of the proposals.
+        tries : int
+            How many proposals.
+        """
+        size = 1
+        while tries > 0:
+            proposed, states = [], []
+            for _ in range(min(size, tries)):
+                proposed.append(propose(rng))
+                states.append(rng.bit_generator.state)
+            for sample, state, feasible in zip(proposed, states, self.accept_many(proposed), strict=True):
+                if feasible:
+                    rng.bit_generator.state = state
+                    yield sample
+            rng.bit_generator.state = states[-1]
+            tries -= len(proposed)
+            size = min(2 * size, BLOCK) if self._together else 1
 
     def cost(self, sample: Sample) -> float | None:
         """Return the cost that the filter looks at, the first of several, in its unit; None without one."""
@@ -112,7 +154,7 @@ class FeasibleSampler:
         rejected = 0
         while len(found) < BLOCK:
             proposed = self._propose(BLOCK - len(found), rng)
-            for sample, accepted in zip(proposed, self._accept_many(proposed), strict=True):
+            for sample, accepted in zip(proposed, self.accept_many(proposed), strict=True):
                 if accepted:
                     found.append(sample)
                     rejected = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -287,7 +288,7 @@ def _drawn_extreme(
             {label: each[label] if label in weights else dim.random_value(rng) for label, dim in dimensions.items()}
             for each in drawn
         ]
-        accepted = [sample for sample in complete if sampler.accepts(sample)]
+        accepted = list(itertools.compress(complete, sampler.accept_many(complete)))
         in_vain = 0 if accepted else in_vain + _DRAWS
         best = farthest([best, *accepted], key=model.evaluate)
     return best

@@ -136,11 +136,15 @@ class RegularizedEvolution(MultiTrialStrategy):
     def _child(self, parent: Trial, sampler: FeasibleSampler, rng: np.random.Generator) -> Sample | None:
         """Return a feasible neighbour of the parent; None when none turns up."""
         labels = active_labels(sampler.space, parent.sample)
-        for _ in range(_TRIES):
+
+        def mutated(rng: np.random.Generator) -> Sample:
             child = fresh(parent.sample)
             for label in self._changing(labels, rng):
                 child[label] = _another(sampler.dimensions[label], child[label], rng)
-            if sampler.accepts(child) and architecture_key(sampler.space, sampler.dimensions, child) != parent.key:
+            return child
+
+        for child in sampler.accepted(mutated, rng, _TRIES):
+            if architecture_key(sampler.space, sampler.dimensions, child) != parent.key:
                 return child
         return None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,7 @@ from hwnas.space import Sample
 from hwnas.space.sampling import fresh
 from hwnas.strategies.architecture_key import Key, architecture_key
 from hwnas.strategies.base import integer_seed
-from hwnas.strategies.feasible import AnyFilter, FeasibleSampler
+from hwnas.strategies.feasible import BLOCK, AnyFilter, FeasibleSampler
 from hwnas.strategies.subnet_evaluation import Metric, subnet_scores
 
 _LISTED_PER_EVALUATION = 20
@@ -207,11 +208,16 @@ class SubnetSearch:
         defaults = sampler.space.default()
         try:
             # Listed rather than counted: a space that is too large is recognised long before its end.
-            for number, point in enumerate(sampler.space.grid(active_only=True)):
-                if number >= self.evaluations * _LISTED_PER_EVALUATION:
+            points = iter(sampler.space.grid(active_only=True))
+            left = self.evaluations * _LISTED_PER_EVALUATION
+            while block := list(itertools.islice(points, BLOCK)):
+                left -= len(block)
+                if left < 0:
                     return None
-                sample = {label: point.get(label, default) for label, default in fresh(defaults).items()}
-                if sampler.accepts(sample):
+                samples = [
+                    {label: point.get(label, value) for label, value in fresh(defaults).items()} for point in block
+                ]
+                for sample in itertools.compress(samples, sampler.accept_many(samples)):
                     found.setdefault(architecture_key(sampler.space, sampler.dimensions, sample), sample)
                     if len(found) > self.evaluations:
                         return None
@@ -240,12 +246,10 @@ class SubnetSearch:
         best: Sequence[RankedSubnet],
         make: Callable[[FeasibleSampler, np.random.Generator, Sequence[RankedSubnet]], Sample],
     ) -> Iterator[tuple[Sample, Key]]:
-        for _ in range(10 * self.population):
-            sample = make(sampler, rng, best)
-            if sampler.accepts(sample):
-                key = architecture_key(sampler.space, sampler.dimensions, sample)
-                if key not in scored:
-                    yield sample, key
+        for sample in sampler.accepted(lambda rng: make(sampler, rng, best), rng, 10 * self.population):
+            key = architecture_key(sampler.space, sampler.dimensions, sample)
+            if key not in scored:
+                yield sample, key
 
     def _mutate(self, sampler: FeasibleSampler, rng: np.random.Generator, best: Sequence[RankedSubnet]) -> Sample:
         parent = best[int(rng.integers(len(best)))].sample

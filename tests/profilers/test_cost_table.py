@@ -158,6 +158,20 @@ def test_a_yaml_file_that_is_wrong(tmp_path: Path, text: str, message: str) -> N
         TableProfiler(Net(), path)
 
 
+def test_too_many_combinations_are_told_at_once(tmp_path: Path) -> None:
+    class Wide(nn.ModelSpace):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList(
+                [nn.Linear(3, nn.ValueChoice(list(range(1, 9)), label=f"w{i}")) for i in range(6)]
+            )
+
+    path = tmp_path / "table.csv"
+    path.write_text(",".join(f"w{i}" for i in range(6)) + ",latency_ms\n1,1,1,1,1,1,0.5\n")
+    with pytest.raises(HwnasError, match=r"line 2: w0, .*, w5 have 262,144 combinations.*Give costs of fewer labels"):
+        TableProfiler(Wide(), path)
+
+
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(HwnasError, match=r"its suffix is '\.json'; expected \.csv"):
         TableProfiler(Net(), tmp_path / "table.json")

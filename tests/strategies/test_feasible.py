@@ -135,3 +135,68 @@ def test_weights_take_the_place_of_priors_without_a_range_too():
     assert counts.keys() == expected.keys()
     statistic = sum((counts[key] - expected[key]) ** 2 / expected[key] for key in expected)
     assert statistic < 13.8  # chi-square, 2 degrees of freedom, p = 0.001
+
+
+class Uncertain(Profiler):
+    """Counts how often errors are asked for, and of how many members; they differ between members."""
+
+    least_relative_stderr = 0.02
+
+    def __init__(self) -> None:
+        domain = {f"l{i}": list(range(4)) for i in range(8)}
+        super().__init__(CostModel(domain, [Factor((label,), [1.0, 2.0, 4.0, 5.0]) for label in domain], unit="ms"))
+        self.asked: list[int] = []
+
+    def stderr(self, sample):
+        return (0.02 + 0.01 * sample["l0"]) * self.profile(sample)
+
+    def stderrs(self, samples):
+        self.asked.append(len(samples))
+        return super().stderrs(samples)
+
+
+def wide() -> MutableList:
+    return MutableList([Categorical(range(4), label=f"l{i}") for i in range(8)])
+
+
+@pytest.mark.parametrize("confidence", [None, 0.9])
+def test_proposals_made_together_are_those_made_one_by_one(confidence):
+    profiler, root = Uncertain(), wide()
+    sampler = FeasibleSampler(root, RangeProfilerFilter(profiler, max=17.0, confidence=confidence))
+
+    def one_by_one(rng, tries):
+        for _ in range(tries):
+            sample = root.random(random_state=rng)
+            if sampler.accepts(sample):
+                yield sample, rng.bit_generator.state
+
+    def propose(rng):
+        return root.random(random_state=rng)
+
+    for tries in (1, 2, 3, 500):
+        alone, together = np.random.default_rng(tries), np.random.default_rng(tries)
+        expected = list(one_by_one(alone, tries))
+        profiler.asked.clear()
+        found = [(sample, together.bit_generator.state) for sample in sampler.accepted(propose, together, tries)]
+        assert found == expected
+        assert together.bit_generator.state == alone.bit_generator.state  # also after proposals in vain
+    assert 5 < len(expected) < 100
+    assert (0 if confidence is None else 4) <= len(profiler.asked) <= (0 if confidence is None else 14)
+    # Who stops at a sample leaves the generator as if nothing had been proposed beyond it.
+    alone, together = np.random.default_rng(9), np.random.default_rng(9)
+    sample, state = next(one_by_one(alone, 500))
+    assert next(sampler.accepted(propose, together, 500)) == sample
+    assert together.bit_generator.state == state
+
+
+def test_a_filter_that_is_a_function_is_not_asked_in_advance():
+    asked = []
+
+    def wanted(sample):
+        asked.append(sample)
+        return sample["l0"] == 0
+
+    sampler = FeasibleSampler(wide(), wanted)
+    rng = np.random.default_rng(0)
+    first = next(sampler.accepted(lambda rng: wide().random(random_state=rng), rng, 100))
+    assert asked[-1] == first

@@ -14,8 +14,10 @@ import numpy as np
 import pytest
 
 import hwnas.nn as nn
+from hwnas.cost import CostModel, Factor
 from hwnas.errors import BudgetError, TrainingError
 from hwnas.evaluators import FunctionalEvaluator
+from hwnas.profilers import Profiler, RangeProfilerFilter
 from hwnas.space import ExpressionConstraint, Sample
 from hwnas.strategies import RandomOneShot, RegularizedEvolution, multi_trial
 
@@ -364,3 +366,44 @@ def test_a_first_generation_of_one_member_that_fails(seed: int) -> None:
 def test_wrong_arguments(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         RegularizedEvolution(**arguments)
+
+
+@pytest.mark.parametrize("stop", [25, 59])
+def test_children_at_a_confidence_level_are_asked_for_together_and_are_the_same_again(stop: int) -> None:
+    class Uncertain(Profiler):
+        """An error for each member; the large ones have the larger one, so that draws alone do not decide."""
+
+        least_relative_stderr = 0.02
+        calls = members = 0
+
+        def stderrs(self, samples: Any) -> Any:
+            Uncertain.calls, Uncertain.members = Uncertain.calls + 1, Uncertain.members + len(samples)
+            return np.array([(0.02 + 0.03 * (s["v0"] == 3)) * self.profile(s) for s in samples])
+
+    domain = {f"v{i}": [0, 1, 2, 3] for i in range(8)}
+    model = CostModel(domain, [Factor((label,), [1.0, 2.0, 3.0, 4.0]) for label in domain], unit="ms")
+
+    def strategy() -> RegularizedEvolution:
+        within = RangeProfilerFilter(Uncertain(model), min=27.4, max=30.0, confidence=0.9)
+        return RegularizedEvolution(evaluations=80, population=20, sample_size=4, filter=within, seed=3)
+
+    def interrupted(number: int, found: list[int]) -> float:
+        if number == stop:
+            raise KeyboardInterrupt
+        return matches(found)
+
+    whole = strategy()
+    whole.run(Wide(), MATCHES)
+    first = strategy()
+    with pytest.raises(KeyboardInterrupt):
+        first.run(Wide(), Recorder(interrupted))
+    rest = strategy()
+    rest.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    rest.run(Wide(), MATCHES)
+    assert rest.trials() == whole.trials()
+
+    Uncertain.calls = Uncertain.members = 0
+    again = strategy()
+    again.run(Wide(), MATCHES)
+    assert again.trials() == whole.trials()
+    assert Uncertain.calls < Uncertain.members / 2
