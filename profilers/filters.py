@@ -106,10 +106,10 @@ class RangeProfilerFilter(ProfilerFilter):
         costs = [self.profiler.profile(sample) for sample in samples]
         accepted = [self.accepts(cost) for cost in costs]
         asked = [i for i, accepts in enumerate(accepted) if accepts] if self._quantile else []
-        errors = self.profiler.stderrs([samples[i] for i in asked]) if asked else []
+        errors: list[float] = self.profiler.stderrs([samples[i] for i in asked]).tolist() if asked else []
         for i, stderr in zip(asked, errors, strict=True):
             if stderr > self._least * abs(costs[i]) * _ROUNDING:  # otherwise that is what the ends are shifted by
-                margin = self._quantile * float(stderr)
+                margin = self._quantile * stderr
                 accepted[i] = _within(costs[i] - margin, costs[i] + margin, self.min, self.max)
         return accepted
 
