@@ -98,3 +98,17 @@ def test_the_line_agrees_with_least_squares_where_nets_are_many_and_errors_norma
     assert found.exponent == pytest.approx(1 + slope, abs=2e-3)
     assert math.log(found.at(1.0)) == pytest.approx(height, abs=2e-3)
     assert found.exponent_error == pytest.approx(math.hypot(0.02, 0.02) / math.sqrt(4000) / np.log(now).std(), rel=0.3)
+
+
+def test_the_pivot_is_where_nets_are_known_well() -> None:
+    before, now = sessions(20, 1.1, 5)
+    stderrs = np.where(now > np.median(now), 0.003, 0.2)
+    found = compare_sessions(list(before), list(now), list(stderrs))
+    assert found.pivot_ms > 1.2 * math.exp(float(np.log(now).mean()))
+
+
+def test_an_exponent_that_nets_hardly_tell_is_near_one() -> None:
+    found = [sessions(8, 1.0, seed, noise=0.05) for seed in range(20)]
+    told = [abs(compare(*each, noise=0.05).exponent - 1) for each in found]
+    fitted = [abs(np.polyfit(np.log(now), np.log(before / now), 1)[0]) for before, now in found]
+    assert np.mean(told) < 0.6 * np.mean(fitted)
