@@ -6,6 +6,7 @@ import itertools
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from torch import Tensor
@@ -13,7 +14,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import hwnas.nn as nn
 from hwnas.hub import NASBench101Space
-from hwnas.profilers import FlopsProfiler, NumParamsProfiler, TracedSpace
+from hwnas.profilers import (
+    FlopsProfiler,
+    Measurement,
+    NumParamsProfiler,
+    OnnxRuntimeLatencyProfiler,
+    SessionResult,
+    TracedSpace,
+)
 from hwnas.profilers.macs import FORMULAS
 
 
@@ -129,3 +137,50 @@ def test_random_members_of_the_benchmark() -> None:
     drawn = model.sample_within(high=middle, n=50, seed=1)
     assert model.allowed(drawn).all()
     assert (model.evaluate(drawn) <= middle).all()
+
+
+def test_latency(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a machine on which a parameter costs a microsecond, whole members take what is predicted."""
+
+    def measured(workloads: Any, target: Any, **options: Any) -> SessionResult:
+        def found(latency: float) -> Measurement:
+            return Measurement(latency, latency / 100, 20, False)
+
+        def weights(model: bytes) -> float:
+            tensors = onnx.load_from_string(model).graph.initializer
+            return float(sum(np.prod(tensor.dims) for tensor in tensors if len(tensor.dims) > 1))
+
+        return SessionResult(
+            measurements={each.key: found(0.01 + 1e-3 * weights(each.model)) for each in workloads},
+            overhead=found(0.01),
+            canary=found(0.2),
+            canary_floor_ms=0.19,
+            clock="thread_time",
+            split_half_error=0.01,
+            threads=1,
+            load=0.0,
+            started=1.0,
+            duration_s=1.0,
+        )
+
+    class Cell(nn.ModelSpace):
+        def __init__(self) -> None:
+            super().__init__()
+            candidates = {"conv": lambda n: conv(n, n), "pool": lambda n: torch.nn.MaxPool2d(3, 1, 1)}
+            self.cell = nn.NasBench101Cell(candidates, 3, 7, conv, 4, 5, label="cell")
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.cell(x)
+            return y
+
+    monkeypatch.setattr("hwnas.profilers.latency.measure", measured)
+    space = Cell()
+    profiler = OnnxRuntimeLatencyProfiler(space, X, calibration=4)
+    assert profiler.granularity == "blocks"
+    rng, seen = np.random.default_rng(1), set()
+    for _ in range(12):
+        sample = space.random(random_state=rng)
+        parameters = sum(p.numel() for p in Cell().freeze(sample).parameters())
+        assert profiler.profile(sample) == pytest.approx(0.01 + 1e-3 * parameters, rel=1e-6)
+        seen.add(parameters)
+    assert len(seen) > 3
