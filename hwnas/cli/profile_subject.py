@@ -56,8 +56,8 @@ def load_subject(name: str, seed: int = 0) -> Subject:
     import torch
 
     from hwnas import hub
-    from hwnas.experiment import TaskError, load_task
-    from hwnas.experiment.task import BUILT_IN
+    from hwnas.experiment import load_task
+    from hwnas.experiment.task import BUILT_IN, unknown_space
 
     spaces = {
         key: value for key in hub.__all__ if isinstance(value := getattr(hub, key), type) and key.endswith("Space")
@@ -72,9 +72,6 @@ def load_subject(name: str, seed: int = 0) -> Subject:
 
         return Subject(name, space, random_images, batch_size=1)
     if name not in BUILT_IN and not name.rpartition(":")[0].endswith(".py"):
-        raise TaskError(
-            f"unknown space {name!r}; built in: {', '.join([*BUILT_IN, *spaces])}. For a space of your own write "
-            "path/to/file.py:ClassName"
-        )
+        raise unknown_space(name, [*BUILT_IN, *spaces])
     task = load_task(name, seed)
     return Subject(task.name, task.make_space, task.example)

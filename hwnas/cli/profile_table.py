@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -17,6 +18,8 @@ COLUMNS: Final[Mapping[str, tuple[str, Callable[[float], str]]]] = {
     "peak_bytes": ("peak memory (bytes)", compact),
 }
 LABELS_SHOWN = 16  # a member with more is in the output of --json only
+LINE = 79
+_GLUE = "\u00a0"  # lines are not broken there
 
 
 def print_profile(found: dict[str, Any]) -> None:
@@ -32,19 +35,19 @@ def print_profile(found: dict[str, Any]) -> None:
     _print_parts(found["median_member"])
     report = found["accuracy"]
     print_lines(
-        f"predicted against measured latency of {report['n']} members that took no part in the calibration:",
+        f"predicted against measured latency of {report['n']} members outside the calibration:",
         f"  rank correlation: Spearman {_number(report['spearman'])}, Kendall {_number(report['kendall'])}",
         f"  mean error {percent(report['mape'])}; within 5 %: {percent(report['within_5'], 0)}, "
         f"within 10 %: {percent(report['within_10'], 0)} of members",
         f"  inside the predicted 90 % interval: {percent(report['coverage_90'], 0)}; "
-        f"noise of the measurements themselves: {percent(report['noise'])}",
+        f"noise of the measurements: {percent(report['noise'])}",
     )
     if "fvcore" in found:
         check = found["fvcore"]
         print_lines(
-            f"MACs against fvcore on {check['members']} members: largest relative difference "
-            f"{check['largest_difference']:.1e}; of products and convolutions against PyTorch's counter: "
-            f"{check['largest_torch_difference']:.1e}"
+            f"largest relative difference of MACs on {check['members']} members:",
+            f"  from fvcore {check['largest_difference']:.1e}; of products and convolutions from PyTorch's counter "
+            f"{check['largest_torch_difference']:.1e}",
         )
 
 
@@ -62,7 +65,7 @@ def _print_costs(found: dict[str, Any]) -> None:
     rows = [(name, *cells) for name, cells in shown.items()]
     print_table(f"{where}; {size} members", ["cost", *headings], rows)
     print_lines(
-        f"quantiles of {found['random_members']:,} random members; their rank correlation (Spearman) "
+        f"quantiles of {found['random_members']:,} random members, of which the rank correlation (Spearman)",
         f"of MACs and latency is {_number(found['spearman_macs_latency'])}",
         "",
     )
@@ -79,7 +82,8 @@ def _print_members(found: dict[str, Any]) -> None:
     print_table("members", ["", *(title for title, _ in told.values())], rows)
     for name, member in members.items():
         if member is not None and len(member["sample"]) <= LABELS_SHOWN:
-            print_lines(f"{name}: {', '.join(f'{label} = {value}' for label, value in member['sample'].items())}")
+            choices = [f"{label} = {value}".replace(" ", _GLUE) for label, value in member["sample"].items()]
+            print_lines(*_wrapped(f"{name}: {', '.join(choices)}"))
     print_lines("")
 
 
@@ -95,3 +99,8 @@ def _print_parts(member: dict[str, Any]) -> None:
 
 def _number(value: float) -> str:
     return f"{value:.3f}" if math.isfinite(value) else "undefined"
+
+
+def _wrapped(text: str) -> list[str]:
+    lines = textwrap.wrap(text, LINE, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+    return [line.replace(_GLUE, " ") for line in lines]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib.util
 import inspect
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -78,10 +79,7 @@ def load_task(name: str, seed: int = 0) -> Task:
         return Task(name, BUILT_IN[name], digits(seed=seed))
     file, separator, class_name = name.rpartition(":")
     if not separator or not file.endswith(".py"):
-        raise TaskError(
-            f"unknown space {name!r}; built in: {', '.join(BUILT_IN)}. For a space of your own write "
-            "path/to/file.py:ClassName"
-        )
+        raise unknown_space(name, tuple(BUILT_IN))
     path = Path(file)
     module = _import_file(path)
     space_class = getattr(module, class_name, None)
@@ -101,8 +99,29 @@ def load_task(name: str, seed: int = 0) -> Task:
             f"{path}: data(seed={seed}) returned a {type(data).__name__}; expected a hwnas.evaluators.DataSplit"
         )
     task = Task(name, space_class, data)
-    _check(task, path)
+    _check(task, path, digits=make_data is digits)
     return task
+
+
+def unknown_space(name: str, known: Sequence[str]) -> TaskError:
+    """Return the error for a name that stands for no space, with what may have been meant.
+
+    Parameters
+    ----------
+    name : str
+        As it was given.
+    known : sequence of str
+        The names that stand for a space.
+    """
+    if name.endswith(".py"):
+        return TaskError(f"{name} is a file; give the class of the space in it too: {name}:ClassName")
+    lowered = {each.lower(): each for each in known}
+    near = difflib.get_close_matches(name.lower(), lowered, n=1)
+    meant = f". Did you mean {lowered[near[0]]}?" if near else ""
+    return TaskError(
+        f"unknown space {name!r}; built in: {', '.join(known)}. For a space of your own write "
+        f"path/to/file.py:ClassName{meant}"
+    )
 
 
 def _is_space(value: object) -> bool:
@@ -135,21 +154,24 @@ def _told(error: Exception, path: Path) -> str:
     return f"{type(error).__name__}: {line}{error}"
 
 
-def _check(task: Task, path: Path) -> None:
-    """Run the default member once on real data."""
+def _check(task: Task, path: Path, *, digits: bool) -> None:
+    """Run the default member once on real data, which may be the built-in digits."""
     try:
         space = task.make_space()
     except Exception as error:
         raise TaskError(f"{task.name} cannot be built: {_told(error, path)}") from error
     images = task.example(2)
+    hint = f". These are the built-in digits; for other data define data(seed) in {path}" if digits else ""
     try:
         with torch.no_grad():
             scores = space.freeze(space.robust_default()).eval()(images)
     except Exception as error:
         raise TaskError(
-            f"{task.name}: the default member fails on data of shape {tuple(images.shape)}: {_told(error, path)}"
+            f"{task.name}: the default member fails on data of shape {tuple(images.shape)}: {_told(error, path)}{hint}"
         ) from error
     classes = int(task.data.train.tensors[1].max()) + 1
     if not isinstance(scores, Tensor) or scores.dim() != 2 or len(scores) != 2 or scores.shape[1] < classes:
         shape = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
-        raise TaskError(f"{task.name}: the default member returns {shape}; expected scores of shape (2, {classes})")
+        raise TaskError(
+            f"{task.name}: the default member returns {shape}; expected scores of shape (2, {classes}){hint}"
+        )

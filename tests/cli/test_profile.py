@@ -9,6 +9,7 @@ import pytest
 
 from hwnas.cli import profile
 from hwnas.cli.profile_subject import Subject, load_subject
+from hwnas.cli.profile_table import _print_members
 from hwnas.experiment import TaskError
 from hwnas.hub import NASBench201Space
 
@@ -94,6 +95,8 @@ def test_spaces_of_the_hub_are_known_by_name(tiny):
     assert load_subject(tiny).batch_size == load_subject("digits").batch_size == 64
     with pytest.raises(TaskError, match=r"unknown space 'Nobody'; built in: digits, .*MobileNetV3Space.*file\.py:Cl"):
         load_subject("Nobody")
+    with pytest.raises(TaskError, match=r"Did you mean NASBench201Space\?$"):
+        load_subject("NASBENCH202SPACE")
 
 
 def test_a_plot_has_to_have_a_folder(run, tiny):
@@ -144,3 +147,18 @@ def test_memory_is_told_when_it_is_asked_for(run, tiny):
     assert "activations (bytes)" in table
     table = run("profile", *options).stdout
     assert "bytes" not in table
+
+
+@pytest.mark.parametrize("length", range(1, 21))
+def test_long_members_are_broken_between_choices(capsys, length):
+    sample = {"x" * length: 1, **{f"stage{i}/block": f"conv {i}" for i in range(9)}}
+    member = {"sample": sample, "latency_ms": 1.0}
+    members = {"fastest_member": None, "median_member": None, "slowest_member": member}
+    _print_members({"costs": {"latency_ms": {}}, **members})
+    lines = capsys.readouterr().out.splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("slowest: "))
+    told = [line for line in lines[start:] if line]
+    assert len(told) > 1
+    assert all(len(line) < 80 for line in told)
+    assert " ".join(map(str.strip, told)) == "slowest: " + ", ".join(f"{key} = {sample[key]}" for key in sample)
+    assert all(line.startswith("  stage") and " = " in line for line in told[1:])

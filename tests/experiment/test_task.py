@@ -64,10 +64,19 @@ def test_the_example_has_the_size_that_is_asked_for(tiny, size: int) -> None:
     assert torch.equal(example[-1], images[(size - 1) % 96])
 
 
-@pytest.mark.parametrize("name", ["mnist", "Digits", "net.py", "net:Net", ""])
+@pytest.mark.parametrize("name", ["mnist", "Digits", "net:Net", ""])
 def test_an_unknown_name_is_told_with_what_there_is(name: str) -> None:
     with pytest.raises(TaskError, match=r"unknown space .*digits.*path/to/file\.py:ClassName"):
         load_task(name)
+
+
+def test_what_may_have_been_meant() -> None:
+    with pytest.raises(TaskError, match=r"Did you mean digits\?$"):
+        load_task("Digit")
+    with pytest.raises(TaskError, match=r"file\.py:ClassName$"):
+        load_task("mnist")
+    with pytest.raises(TaskError, match=r"nets/net\.py is a file; give the class .*: nets/net\.py:ClassName$"):
+        load_task("nets/net.py")
 
 
 def test_a_missing_file_is_named() -> None:
@@ -119,6 +128,16 @@ def test_the_spaces_of_a_file_are_told(write) -> None:
 def test_a_member_that_does_not_fit_the_data_is_told(write, widths: list[int], result: str, told: str) -> None:
     with pytest.raises(TaskError, match=told):
         load_task(write(SPACE.format(widths=widths, result=result)))
+
+
+def test_a_file_without_data_is_told_what_its_members_were_run_on(write) -> None:
+    text = SPACE.format(widths=[3], result=SCORES)
+    told = r"; expected scores of shape \(2, 10\)"
+    with pytest.raises(TaskError, match=told + r"\. These are the built-in digits; .* data\(seed\) in .*net\.py$"):
+        load_task(write(text))
+    own = "\nfrom hwnas.evaluators import digits\n\ndef data(seed):\n    return digits(seed=seed)\n"
+    with pytest.raises(TaskError, match=told + "$"):
+        load_task(write(text + own))
 
 
 def test_a_space_that_cannot_be_built_is_told(write) -> None:
