@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from hwnas.profilers.allocations import Allocation
+from hwnas.profilers.logic import ALWAYS
 from hwnas.profilers.tables import Table, conjunction, disjunction, union
 
 MAX_STEP = 5_000  # entries of the table of the bytes that are alive at one step
@@ -44,6 +45,19 @@ class _Step:
     most: float
 
 
+class _Once:
+    """Combines tables, and remembers what it made of which: what is alive at one step mostly is at the next as well."""
+
+    def __init__(self) -> None:
+        self._made: dict[tuple[object, ...], tuple[list[Table], Table]] = {}
+
+    def __call__(self, combine: Callable[[list[Table]], Table], tables: list[Table]) -> Table:
+        key = (combine, *map(id, tables))
+        if key not in self._made:  # the tables are kept, so that no identity is used twice
+            self._made[key] = tables, combine(tables)
+        return self._made[key][1]
+
+
 def peak_bound(timelines: Iterable[Sequence[Allocation]]) -> PeakBound:
     """Bound the largest sum of the bytes that are alive at one step.
 
@@ -57,10 +71,11 @@ def peak_bound(timelines: Iterable[Sequence[Allocation]]) -> PeakBound:
     """
     steps = sorted((step for timeline in timelines for step in _steps(timeline)), key=lambda step: -step.most)
     floor, needed, is_exact = 0.0, [], True
+    once = _Once()
     for step in steps:
         if step.most <= floor:
             break  # nothing that follows can be a peak
-        table, as_it_is = _bytes_alive(step)
+        table, as_it_is = _bytes_alive(step, once)
         if table.values.max() > floor:
             if as_it_is:
                 floor = max(floor, float(table.values.min()))
@@ -88,13 +103,13 @@ def _steps(timeline: Sequence[Allocation]) -> Iterator[_Step]:
         yield _Step(new[0].name, new[0].where, still, sum(float(a.size.values.max()) for a in alive))
 
 
-def _bytes_alive(step: _Step) -> tuple[Table, bool]:
+def _bytes_alive(step: _Step, once: _Once) -> tuple[Table, bool]:
     """Return the bytes alive at a step, zero where the step is not run, and whether they are exact.
 
     What would make the table too large enters with more bytes or under fewer conditions.
     """
     is_exact = _entries([step.where]) <= MAX_STEP
-    where = step.where if is_exact else Table((), np.asarray(True))
+    where = step.where if is_exact else ALWAYS
     total = Table((), np.asarray(0.0))
     for allocation, uses in sorted(step.alive, key=lambda pair: -pair[0].size.values.max()):
         attempts = [
@@ -105,7 +120,7 @@ def _bytes_alive(step: _Step) -> tuple[Table, bool]:
         for number, (size, conditions) in enumerate(attempts):
             if _entries(conditions) > MAX_STEP:
                 continue
-            live = conjunction([where, disjunction(uses)]) if number == 0 else where
+            live = once(conjunction, [where, once(disjunction, uses)]) if number == 0 else where
             if not live.values.any():
                 break
             if _entries([total, size, live]) <= MAX_STEP:
