@@ -222,8 +222,8 @@ def _plan(
     return _Plan(options, (*x[:-3], pointwise[0], *out_size), reason, arguments)
 
 
-# A net asks for the same few convolutions again and again.
-_known_plan = functools.lru_cache(maxsize=1024)(_plan)
+# A net asks for the same few convolutions again and again. Typed: 1.0 is equal to 1, but no integer.
+_known_plan = functools.lru_cache(maxsize=1024, typed=True)(_plan)
 
 
 def _check_shapes(x: _Shape, depthwise: _Shape, pointwise: _Shape) -> None:

@@ -503,3 +503,10 @@ def test_a_compiled_module_that_is_older_than_the_operator(monkeypatch: pytest.M
     leaves = arguments()
     assert unsupported_reason(*leaves) == "the compiled module is older"
     torch.testing.assert_close(separable_conv2d(*leaves), separable_conv2d_reference(*leaves), atol=1e-4, rtol=1e-4)
+
+
+def test_what_is_remembered_of_an_integer_is_not_taken_for_a_float() -> None:
+    x, depthwise, pointwise = torch.rand(1, 2, 6, 6), torch.rand(2, 1, 3, 3), torch.rand(3, 2, 1, 1)
+    separable_conv2d(x, depthwise, pointwise, stride=2)
+    with pytest.raises(TypeError):
+        separable_conv2d(x, depthwise, pointwise, stride=2.0)  # type: ignore[arg-type]
