@@ -48,8 +48,10 @@ class FactorizedReduce(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map shape (N, C, H, W) to (N, C', H/2, W/2), rounded up."""
         x = x.relu()
-        shifted = F.pad(x, (0, 1, 0, 1))[:, :, 1:, 1:]
-        y: Tensor = self.norm(torch.cat([self.even(x), self.odd(shifted)], 1))
+        height, width = x.shape[-2:]
+        # Of an even number of pixels the convolution skips what the padding would add.
+        padded = F.pad(x, (0, width % 2, 0, height % 2)) if width % 2 or height % 2 else x
+        y: Tensor = self.norm(torch.cat([self.even(x), self.odd(padded[:, :, 1:, 1:])], 1))
         return y
 
 
