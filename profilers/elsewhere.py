@@ -32,6 +32,7 @@ _MEASURING_FILES: Final = (
     "runner",
     "session_scale",
     "store",
+    "store_file",
     "store_schema",
     "timing",
     "target",

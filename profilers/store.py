@@ -5,22 +5,18 @@ from __future__ import annotations
 import json
 import math
 import os
-import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
 
-from hwnas.errors import StoreError
 from hwnas.profilers.device import Device
 from hwnas.profilers.measurement import Measurement, SessionResult
 from hwnas.profilers.session_scale import Scale, compare_sessions
-from hwnas.profilers.store_schema import APPLICATION_ID, MIGRATIONS, SCHEMA, SCHEMA_VERSION
+from hwnas.profilers.store_file import StoreFile
 from hwnas.profilers.target import PROTOCOL_VERSION, OrtTarget
 
-_BUSY_TIMEOUT_S: Final = 30.0
 # SQLite limits the variables of a statement, to 999 in old builds.
 _CHUNK: Final = 500
 # What a `Scale` consists of, in its order.
@@ -34,32 +30,6 @@ _SCALE: Final = (
     "anchor_low_ms",
     "anchor_high_ms",
 )
-
-# Reading all of a large file to check it takes a tenth of a second, so this process remembers by path which version of
-# a file was well: inode, size and time of the last change.
-_CHECKED: Final[dict[Path, tuple[int, int, int]]] = {}
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """How predictions made from parts relate to whole networks: ``whole = scale * predicted + offset_ms``.
-
-    Parameters
-    ----------
-    scale : float
-        Factor.
-    offset_ms : float
-        Milliseconds added.
-    n : int
-        Number of whole networks behind it.
-    residual : float
-        Standard deviation of the relative error that remains.
-    """
-
-    scale: float
-    offset_ms: float
-    n: int
-    residual: float
 
 
 @dataclass(frozen=True)
@@ -111,22 +81,12 @@ class LatencyStore:
     """
 
     def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
-        self.path = None if path is None else Path(path)
-        if self.path is not None:
-            try:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise self._error(f"its folder cannot be created: {error}", "give another --store") from error
-        with self._guarded("be opened"):
-            self._connection = sqlite3.connect(
-                ":memory:" if self.path is None else self.path, timeout=_BUSY_TIMEOUT_S, isolation_level=None
-            )
-        try:
-            with self._guarded("be read"):
-                self._open()
-        except BaseException:
-            self._connection.close()
-            raise
+        self._file = StoreFile(None if path is None else Path(path))
+
+    @property
+    def path(self) -> Path | None:
+        """The file; None in memory."""
+        return self._file.path
 
     def __enter__(self) -> LatencyStore:
         return self
@@ -138,7 +98,7 @@ class LatencyStore:
 
     def close(self) -> None:
         """Close the file. Closing twice does no harm."""
-        self._connection.close()
+        self._file.close()
 
     def lookup(self, keys: Sequence[str], device_key: str, target_key: str) -> dict[str, Measurement]:
         """Find measurements.
@@ -157,7 +117,7 @@ class LatencyStore:
             different sessions may be mixed, and what that is uncertain by is part of the standard error.
         """
         found: dict[str, Measurement] = {}
-        with self._guarded("be read"):
+        with self._file.guarded("be read"):
             for key, measured, scale in self._rows(keys, device_key, target_key):
                 factor, error = scale.at(measured.latency_ms), scale.error_at(measured.latency_ms)
                 latency_ms = factor * measured.latency_ms
@@ -171,7 +131,7 @@ class LatencyStore:
         """Yield what is known of keys as it was measured, with the scale of its session, `before` a session or all."""
         for start in range(0, len(keys), _CHUNK):
             chunk = list(keys[start : start + _CHUNK])
-            rows = self._connection.execute(
+            rows = self._file.connection.execute(
                 f"SELECT workload, latency_ms, stderr_ms, visits, contended, {', '.join(_SCALE)} "
                 "FROM measurement JOIN session ON session.id = measurement.session "
                 "WHERE measurement.device = ? AND measurement.target = ? AND (? IS NULL OR measurement.session < ?) "
@@ -219,7 +179,7 @@ class LatencyStore:
         StoreError
             The file cannot be written.
         """
-        with self._transaction():
+        with self._file.transaction():
             self._describe("device", device.key, device.to_dict())
             self._describe("target", target.key, target.to_dict())
             session = self._session(device.key, target.key, result)
@@ -227,13 +187,13 @@ class LatencyStore:
                 scale = Scale(1.0 if anchor_scale is None else anchor_scale)
             else:
                 scale = self._scale_of(device.key, target.key, result, session)
-            self._connection.execute(
+            self._file.connection.execute(
                 f"UPDATE session SET {', '.join(f'{column} = ?' for column in _SCALE)} WHERE id = ?",
                 (*astuple(scale), session),
             )
-            before = self._connection.total_changes
+            before = self._file.connection.total_changes
             columns = ("latency_ms", "stderr_ms", "visits", "contended", "session")
-            self._connection.executemany(
+            self._file.connection.executemany(
                 # Not "OR IGNORE" or "OR REPLACE", which would also drop rows that break another rule, without a word.
                 "INSERT INTO measurement VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET "
                 + ", ".join(f"{column} = excluded.{column}" for column in columns)
@@ -243,11 +203,11 @@ class LatencyStore:
                     for key, m in result.measurements.items()
                 ],
             )
-            return self._connection.total_changes - before
+            return self._file.connection.total_changes - before
 
     def _session(self, device_key: str, target_key: str, result: SessionResult) -> int:
         """Write the description of a session; give its number."""
-        known = self._connection.execute(
+        known = self._file.connection.execute(
             "SELECT id FROM session WHERE device = ? AND target = ? AND started = ?",
             (device_key, target_key, result.started),
         ).fetchone()
@@ -268,7 +228,7 @@ class LatencyStore:
             result.unsteadiness,
             *astuple(Scale())[1:],
         )
-        cursor = self._connection.execute(
+        cursor = self._file.connection.execute(
             f"INSERT INTO session VALUES ({', '.join('?' * len(values))}) ON CONFLICT DO UPDATE SET "
             "duration_s = excluded.duration_s, load = excluded.load, canary_ms = excluded.canary_ms, "
             "canary_floor_ms = excluded.canary_floor_ms, overhead_ms = excluded.overhead_ms, "
@@ -303,8 +263,8 @@ class LatencyStore:
         list of StoredSession
             In the order in which they were recorded.
         """
-        with self._guarded("be read"):
-            rows = self._connection.execute(
+        with self._file.guarded("be read"):
+            rows = self._file.connection.execute(
                 "SELECT id, started, canary_ms, canary_floor_ms, overhead_ms, unsteadiness, "
                 f"{', '.join(_SCALE)} FROM session WHERE device = ? AND target = ? ORDER BY id",
                 (device_key, target_key),
@@ -320,7 +280,7 @@ class LatencyStore:
                 chunk = keys[start : start + _CHUNK]
                 holders.update(
                     session
-                    for (session,) in self._connection.execute(
+                    for (session,) in self._file.connection.execute(
                         "SELECT DISTINCT session FROM measurement WHERE device = ? AND target = ? "
                         f"AND workload IN ({', '.join('?' * len(chunk))})",
                         (device_key, target_key, *chunk),
@@ -343,148 +303,6 @@ class LatencyStore:
         """
         return min((s.canary_floor_ms for s in self.sessions(device_key, target_key)), default=None)
 
-    def lookup_calibration(self, device_key: str, target_key: str, space_key: str) -> Calibration | None:
-        """Find the calibration of a space; None when it has none.
-
-        Parameters
-        ----------
-        device_key, target_key : str
-            ``Device.key`` and ``OrtTarget.key``.
-        space_key : str
-            Identifies the model space.
-
-        Returns
-        -------
-        Calibration or None
-            As it was last recorded.
-        """
-        with self._guarded("be read"):
-            row = self._connection.execute(
-                "SELECT scale, offset_ms, n, residual FROM calibration WHERE device = ? AND target = ? AND space = ?",
-                (device_key, target_key, space_key),
-            ).fetchone()
-        return None if row is None else Calibration(*row)
-
-    def record_calibration(self, device: Device, target: OrtTarget, space_key: str, calibration: Calibration) -> None:
-        """Keep the calibration of a space in place of an earlier one.
-
-        Parameters
-        ----------
-        device : Device
-            Where it was measured.
-        target : OrtTarget
-            On what it was measured.
-        space_key : str
-            Identifies the model space.
-        calibration : Calibration
-            What was found.
-
-        Raises
-        ------
-        StoreError
-            The file cannot be written.
-        """
-        with self._transaction():
-            self._describe("device", device.key, device.to_dict())
-            self._describe("target", target.key, target.to_dict())
-            self._connection.execute(
-                "INSERT OR REPLACE INTO calibration VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (
-                    device.key,
-                    target.key,
-                    space_key,
-                    calibration.scale,
-                    calibration.offset_ms,
-                    calibration.n,
-                    calibration.residual,
-                ),
-            )
-
-    def _open(self) -> None:
-        """Check the file, or make it a store when it is empty."""
-        self._connection.execute("PRAGMA foreign_keys = ON")
-        if self._is_empty():
-            # Two processes may create the file at once: only what is seen inside the transaction counts.
-            with self._transaction():
-                if self._is_empty():
-                    for statement in SCHEMA:
-                        self._connection.execute(statement)
-                    self._connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-                    self._connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-        if self._pragma("application_id") != APPLICATION_ID:
-            raise self._error("it is a database of another program", "give another --store")
-        if self._pragma("user_version") in MIGRATIONS:
-            with self._transaction():
-                # Another process may do the same.
-                while (version := self._pragma("user_version")) in MIGRATIONS:
-                    for statement in MIGRATIONS[version]:
-                        self._connection.execute(statement)
-                    self._connection.execute(f"PRAGMA user_version = {version + 1}")
-        version = self._pragma("user_version")
-        if version != SCHEMA_VERSION:
-            raise self._error(
-                f"its schema version is {version}, and this hwnas reads version {SCHEMA_VERSION}",
-                "move it away or give another --store",
-            )
-        self._check()
-
-    def _check(self) -> None:
-        """Read the whole file to see whether it is damaged, once for each version of it."""
-        if self.path is None:
-            return
-        path, state = self.path.resolve(), self.path.stat()
-        version = state.st_ino, state.st_size, state.st_mtime_ns
-        if _CHECKED.get(path) == version:
-            return
-        (found,) = self._connection.execute("PRAGMA quick_check(1)").fetchone()
-        if found != "ok":
-            raise self._error(f"it is damaged ({found})", "move it away or give another --store")
-        _CHECKED[path] = version
-
-    def _is_empty(self) -> bool:
-        (tables,) = self._connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-        return bool(tables == 0 and self._pragma("application_id") == 0 and self._pragma("user_version") == 0)
-
-    def _pragma(self, name: str) -> int:
-        (value,) = self._connection.execute(f"PRAGMA {name}").fetchone()
-        return int(value)
-
     def _describe(self, table: str, key: str, description: Mapping[str, Any]) -> None:
         text = json.dumps(description, sort_keys=True)
-        self._connection.execute(f"INSERT OR IGNORE INTO {table} VALUES (?, ?)", (key, text))
-
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        """Write all or nothing; other writers wait."""
-        with self._guarded("be written"):
-            self._connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield
-                self._connection.execute("COMMIT")
-            except BaseException:
-                if self._connection.in_transaction:
-                    self._connection.execute("ROLLBACK")
-                raise
-
-    @contextmanager
-    def _guarded(self, action: str) -> Iterator[None]:
-        """Turn SQLite's errors into ones that say which file and what to do."""
-        try:
-            yield
-        except sqlite3.ProgrammingError:
-            raise  # the caller's mistake, such as a closed store or another thread; the file is well
-        except sqlite3.Error as error:
-            text = str(error)
-            if isinstance(error, sqlite3.OperationalError) and "locked" in text:
-                advice = f"another process held it for over {_BUSY_TIMEOUT_S:.0f} s: wait for it or end it"
-            elif isinstance(error, sqlite3.IntegrityError):
-                advice = "give numbers other than NaN"
-            elif isinstance(error, sqlite3.OperationalError):
-                advice = "check that the folder exists and may be written, or give another --store"
-            else:
-                advice = "move it away or give another --store"
-            raise self._error(f"it cannot {action}: {text}", advice) from error
-
-    def _error(self, what: str, advice: str) -> StoreError:
-        where = "in memory" if self.path is None else str(self.path)
-        return StoreError(f"Latency store {where}: {what}. It was left as it is; {advice}.")
+        self._file.connection.execute(f"INSERT OR IGNORE INTO {table} VALUES (?, ?)", (key, text))

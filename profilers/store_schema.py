@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-SCHEMA_VERSION: Final = 3
+SCHEMA_VERSION: Final = 4
 # Marks the file as a latency store: another program's database may well have the same schema number.
 APPLICATION_ID: Final = 0x68776E61
 
@@ -43,18 +43,9 @@ SCHEMA: Final = (
         contended INTEGER NOT NULL,
         session INTEGER NOT NULL REFERENCES session (id),
         PRIMARY KEY (device, target, workload)) WITHOUT ROWID""",
-    """CREATE TABLE calibration (
-        device TEXT NOT NULL REFERENCES device (key),
-        target TEXT NOT NULL REFERENCES target (key),
-        space TEXT NOT NULL,
-        scale REAL NOT NULL,
-        offset_ms REAL NOT NULL,
-        n INTEGER NOT NULL,
-        residual REAL NOT NULL,
-        PRIMARY KEY (device, target, space)) WITHOUT ROWID""",
 )
 
-# What a version lacks that the next one has.
+# How a version becomes the next one.
 MIGRATIONS: Final = {
     1: tuple(
         f"ALTER TABLE session ADD COLUMN {name} REAL NOT NULL DEFAULT 0"
@@ -70,4 +61,5 @@ MIGRATIONS: Final = {
             ("anchor_high_ms", 1),
         )
     ),
+    3: ("DROP TABLE calibration",),  # which nothing read
 }

@@ -22,7 +22,7 @@ from hwnas.errors import StoreError
 from hwnas.profilers.device import Device
 from hwnas.profilers.measurement import Measurement, SessionResult
 from hwnas.profilers.session_scale import Scale
-from hwnas.profilers.store import Calibration, LatencyStore
+from hwnas.profilers.store import LatencyStore
 from hwnas.profilers.target import OrtTarget
 
 DEVICE = Device("cpu", "flags", "x86_64", 2, (), "Linux", "1", 1.0)
@@ -147,16 +147,6 @@ def test_lowest_floor_of_all_sessions() -> None:
         for floor in (0.3, 0.1, 0.2):
             store.record(DEVICE, TARGET, dataclasses.replace(result(), canary_floor_ms=floor))
         assert store.canary_floor_ms(DEVICE.key, TARGET.key) == 0.1
-
-
-def test_the_last_calibration_counts() -> None:
-    with LatencyStore() as store:
-        assert store.lookup_calibration(DEVICE.key, TARGET.key, "space") is None
-        store.record_calibration(DEVICE, TARGET, "space", Calibration(1.0, 0.0, 10, 0.02))
-        last = Calibration(1.1, 0.5, 20, 0.01)
-        store.record_calibration(DEVICE, TARGET, "space", last)
-        assert store.lookup_calibration(DEVICE.key, TARGET.key, "space") == last
-        assert store.lookup_calibration(DEVICE.key, TARGET.key, "other") is None
 
 
 @pytest.mark.parametrize("refresh", [False, True])
@@ -285,11 +275,12 @@ def _earlier_version(path: Path, version: int) -> None:
     connection = sqlite3.connect(path)
     for column in [column for added, columns in _ADDED.items() if added > version for column in columns]:
         connection.execute(f"ALTER TABLE session DROP COLUMN {column}")
+    connection.execute("CREATE TABLE calibration (device TEXT NOT NULL)")
     connection.execute(f"PRAGMA user_version = {version}")
     connection.close()
 
 
-@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("version", [1, 2, 3])
 def test_a_file_of_an_earlier_version_goes_on_as_one_of_this(tmp_path: Path, version: int) -> None:
     path = tmp_path / "store.db"
     _earlier_version(path, version)
