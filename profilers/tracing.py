@@ -36,13 +36,15 @@ MAX_TRACES = 256
 
 
 class _Recorder(TorchDispatchMode):
-    def __init__(self, trace: Trace, tracer: Tracer, callers: list[int]) -> None:
+    def __init__(self, trace: Trace, tracer: Tracer, callers: list[int], mode: FakeTensorMode) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.trace, self.tracer, self.callers = trace, tracer, callers
+        self.trace, self.tracer, self.callers, self.mode = trace, tracer, callers, mode
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         alike = output_like_input(func, args)
+        # PyTorch remembers what operators return. Where sizes are symbols that takes longer than to find it again.
+        self.mode.cache_enabled = not _has_symbols(args)
         output = func(*args, **kwargs) if alike is None else alike
         if func.namespace == "prim" or not self.tracer.recording:
             return output
@@ -53,6 +55,10 @@ class _Recorder(TorchDispatchMode):
         conditions = tuple(self.tracer.conditions)
         self.trace.timeline.append(OpCall(func, args, kwargs, output, conditions, module, caller))
         return output
+
+
+def _has_symbols(args: Any) -> bool:
+    return any(isinstance(leaf, Tensor) and leaf._has_symbolic_sizes_strides for leaf in pytree.tree_iter(args))
 
 
 def trace_space(
@@ -125,7 +131,7 @@ def trace_space(
         with torch.no_grad(), mode, _without_fast_path():
             fake = [mode.from_tensor(value, static_shapes=True) for value in inputs]
             trace.inputs = tuple(fake)
-            with _Recorder(trace, tracer, callers), StandInWeights(tracer):
+            with _Recorder(trace, tracer, callers, mode), StandInWeights(tracer):
                 output = traced(*fake)
             trace.outputs = tuple(leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor))
     finally:
