@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -9,7 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ KEYS = [f"{channels}-{size}" for channels in (8, 16, 32) for size in (4, 6, 8, 1
 
 # As a profiler does, but without its space: importing PyTorch takes longer than all of this.
 _PROGRAM = """
-import functools, sys, types
+import functools, json, sys, types
 from pathlib import Path
 import numpy as np
 import hwnas
@@ -57,37 +58,58 @@ def model(key):
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString()
 
-path, seed, *keys = sys.argv[1:]
+path, seed, budget_s, stop, *keys = sys.argv[1:]
 measuring._RECORD_EVERY_S = 0.05
 device, target = describe_device(), OrtTarget()
-with LatencyStore(path) as store:
+
+def run(store, keys):
     known = store.lookup(keys, device.key, target.key)
     missing = [key for key in keys if key not in known]
     anchors = list(known)[:6]
     print(len(missing), flush=True)
-    if missing:
-        record = functools.partial(store.record, device, target)
-        result = measuring.measure(
-            [Workload(key, model(key)) for key in [*missing, *anchors]],
-            target,
-            budget_s=4,
-            relative_error=0.03,
-            max_visits=40,
-            floor_ms=store.canary_floor_ms(device.key, target.key),
-            seed=int(seed),
-            references=References(identity_model(), canary_model()),
-            anchors=anchors,
-            record=record,
-        )
-        record(result)
+    if not missing:
+        return
+
+    def record(result):
+        store.record(device, target, result)
+        print(json.dumps(list(result.measurements)), flush=True)  # what is kept from now on
+
+    result = measuring.measure(
+        [Workload(key, model(key)) for key in [*missing, *anchors]],
+        target,
+        budget_s=float(budget_s),
+        relative_error=0.03,
+        max_visits=40,
+        floor_ms=store.canary_floor_ms(device.key, target.key),
+        seed=int(seed),
+        references=References(identity_model(), canary_model()),
+        anchors=anchors,
+        record=record,
+    )
+    record(result)
+
+with LatencyStore(path) as store:
+    run(store, keys)
+    while stop and not Path(stop).exists():
+        keys = [f"{channels}-{int(size) + 1}" for channels, size in (key.split("-") for key in keys)]
+        run(store, keys)
 """
 
 
-def start(path: Path, seed: int) -> subprocess.Popen[str]:
+def start(
+    path: Path,
+    seed: int,
+    *,
+    keys: Iterable[str] = KEYS,
+    budget_s: float = 4,
+    stop: Path | None = None,
+    stdout: int = subprocess.PIPE,
+) -> subprocess.Popen[str]:
+    """Measure keys; with `stop` others of larger images after them, until there is such a file."""
     root = Path(__file__).resolve().parents[2]
     environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", _PROGRAM, str(path), str(seed), *KEYS]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    command = [sys.executable, "-c", _PROGRAM, str(path), str(seed), str(budget_s), str(stop or ""), *keys]
+    return subprocess.Popen(command, stdout=stdout, text=True, env=environment)
 
 
 def missing_in(process: subprocess.Popen[str]) -> int:
@@ -96,43 +118,77 @@ def missing_in(process: subprocess.Popen[str]) -> int:
     return int(process.stdout.readline())
 
 
-def sound(path: Path) -> set[str]:
-    """Check a store, and give the keys that it knows."""
+def rows_of(path: Path) -> dict[str, tuple[Any, ...]]:
+    """Check a store, and give its rows by their keys."""
     with closing(sqlite3.connect(path)) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
         assert connection.execute("PRAGMA foreign_key_check").fetchall() == []
-        rows = [key for (key,) in connection.execute("SELECT workload FROM measurement")]
+        rows = connection.execute("SELECT workload, * FROM measurement").fetchall()
         sessions = connection.execute("SELECT count(*), count(DISTINCT started) FROM session").fetchone()
-    assert len(rows) == len(set(rows))
+        places = [connection.execute(f"SELECT count(*) FROM {name}").fetchone() for name in ("device", "target")]
+    by_key = {key: tuple(row) for key, *row in rows}
+    assert len(rows) == len(by_key)
+    assert places == [(1,), (1,)]  # a row of other places would be a second one of the same workload
     assert sessions[0] == sessions[1]
     with LatencyStore(path) as store:
-        found = store.lookup(KEYS, describe_device().key, OrtTarget().key)
-    assert set(found) == set(rows)
+        found = store.lookup(list(by_key), describe_device().key, OrtTarget().key)
+    assert set(found) == set(by_key)
     assert all(each.latency_ms > 0 and each.visits >= 2 for each in found.values())
-    return set(rows)
+    return by_key
 
 
-def kill(process: subprocess.Popen[str], after_s: float) -> None:
-    time.sleep(after_s)
+def sound(path: Path) -> set[str]:
+    """Check a store, and give the keys that it knows."""
+    return set(rows_of(path))
+
+
+def acknowledged(process: subprocess.Popen[str], own: set[str]) -> set[str]:
+    """Wait until a process has kept one of its own keys; give those that it has kept."""
+    assert process.stdout is not None
+    kept = set[str]()
+    while not kept & own:
+        kept |= set(json.loads(process.stdout.readline()))  # fails where the process ended before
+    return kept
+
+
+def kill(process: subprocess.Popen[str]) -> None:
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    assert process.returncode in (-signal.SIGKILL, 0)
+    assert process.returncode == -signal.SIGKILL  # it had not ended by itself
 
 
 def test_killed_beside_another_process(tmp_path: Path) -> None:
-    path, moments = tmp_path / "latency.sqlite", random.Random(0)
-    steady, known = start(path, 0), set[str]()
-    with steady:
-        for attempt in range(4):
-            killed = start(path, attempt + 1)
-            missing_in(killed)
-            kill(killed, moments.uniform(0.2, 1.5))
-            now = sound(path)
-            assert known <= now
-            known = now
+    path, stop, moments = tmp_path / "latency.sqlite", tmp_path / "stop", random.Random(0)
+    known = dict[str, tuple[Any, ...]]()
+    steady = start(path, 0, stop=stop, stdout=subprocess.DEVNULL)
+    try:
+        for attempt in range(3):
+            # What nobody else measures shows whose row it is; the rest both want to write.
+            own = {f"{channels}-{4 + attempt}" for channels in range(40, 60)}
+            killed = start(path, attempt + 1, keys=[*own, *KEYS], budget_s=600)
+            try:
+                assert missing_in(killed) >= len(own)
+                kept = acknowledged(killed, own)
+                time.sleep(moments.uniform(0, 0.1))  # it writes every 0.05 s: now and then it is killed while it does
+                assert steady.poll() is None
+            finally:
+                kill(killed)
+            now = rows_of(path)
+            assert kept <= set(now)
+            assert known.items() <= now.items()
+            (session,) = {now[key][-1] for key in own & set(now)}
+            known |= {key: row for key, row in now.items() if row[-1] == session}
+    finally:
+        stop.touch()
         steady.communicate()
     assert steady.returncode == 0
-    assert sound(path) == set(KEYS)
+    last = rows_of(path)
+    assert known.items() <= last.items()
+    assert set(last) >= set(KEYS)
+    again = start(path, 9, keys=last)
+    assert missing_in(again) == 0
+    again.communicate()
+    assert rows_of(path) == last
 
 
 def test_measuring_goes_on_where_it_was_killed(tmp_path: Path) -> None:
@@ -145,7 +201,7 @@ def test_measuring_goes_on_where_it_was_killed(tmp_path: Path) -> None:
         time.sleep(0.02)
         with LatencyStore(path) as store:
             known = set(store.lookup(KEYS, describe_device().key, OrtTarget().key))
-    kill(first, 0)
+    kill(first)
     known = sound(path)
     assert known
     with LatencyStore(path) as store:
