@@ -15,9 +15,11 @@ from hwnas.cost.factor import Table, table_entries
 from hwnas.errors import UnsupportedError
 
 # Neighbouring steps are merged while the merged one has no more transitions than this, or than twice as many
-# as the two had: fewer steps mean fewer states to store and less rounding, more transitions mean more work.
+# as the two had: fewer steps mean fewer states to store and less rounding, more transitions mean more work. A draw
+# weighs every choice of a step against each other, so these stay few.
 _MERGE_FREELY = 64
 _MERGE_GROWTH = 2
+_MERGE_CHOICES = 256
 _STARTS = 8
 
 
@@ -175,7 +177,8 @@ def _merge(groups: list[tuple[int, ...]], graph: dict[int, set[int]], sizes: Seq
         if merged:
             apart = table_entries(before + merged[-1], sizes) + table_entries(here + group, sizes)
             joined = table_entries(before + merged[-1] + group, sizes)
-            if joined <= max(_MERGE_FREELY, _MERGE_GROWTH * apart):
+            choices = table_entries(merged[-1] + group, sizes)
+            if choices <= _MERGE_CHOICES and joined <= max(_MERGE_FREELY, _MERGE_GROWTH * apart):
                 group = merged.pop() + group
                 here = before
         before = here

@@ -290,3 +290,16 @@ def test_bad_ranges_are_refused() -> None:
         model.sample_within(low=2.0, high=1.0)
     with pytest.raises(ValueError, match="empty"):
         model.sample_within(high=math.nan)
+
+
+def test_labels_that_are_all_tied_are_not_decided_at_once() -> None:
+    """A draw weighs every choice of a step, so a step has few, however many labels one table ties."""
+    rng = np.random.default_rng(0)
+    model = CostModel(
+        {f"x{i}": [0, 1] for i in range(12)}, [Factor(tuple(f"x{i}" for i in range(12)), rng.random([2] * 12))]
+    )
+    steps = model._compiled.path
+    assert max(step.cost.shape[1] for step in steps) <= 256
+    rows = model.sampler(high=0.01).draw(200)
+    assert (model.evaluate(rows) <= 0.01).all()
+    assert len(np.unique(rows, axis=0)) == model.count_within(high=0.01).value
