@@ -75,10 +75,11 @@ class PeakMemoryProfiler(Profiler):
     tensors alive; a runtime that fuses operators may need less.
 
     The peak is a maximum over time, and no sum of small factors in general. `profile` and `evaluate` are exact.
-    `cost_model`, and with it bounds, budgets and the expectation, is an upper bound: the largest peak that all members
-    reach, and what each part of the model needs beyond it, as if these parts came together. It is exact where at most
-    one part of the model, over few labels, decides about the peak (`is_exact`). What `cost_model.sample_within`
-    draws below a limit never exceeds it; with a lower limit it promises nothing.
+    `cost_model`, and with it bounds, budgets and the expectation, is an upper bound: a table over the labels that
+    decide most, with the largest peak over the others. Where parts of the model with labels of their own each decide
+    much, it is the sum of what they need beyond the largest peak that all members reach. It is exact where few labels
+    decide about the peak (`is_exact`). What `cost_model.sample_within` draws below a limit never exceeds it; with a
+    lower limit it promises nothing.
 
     Parameters
     ----------

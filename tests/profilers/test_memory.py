@@ -334,6 +334,45 @@ def test_random_spaces(plan: list[tuple[str, int, int]]) -> None:
     all_right(Random(plan), X[:1, :, :4, :4], members=6)
 
 
+@settings(max_examples=5, deadline=None, derandomize=True, phases=[Phase.generate])
+@given(plan=st.lists(KINDS, min_size=3, max_size=4))
+def test_bounds_hold_however_little_room_there_is(plan: list[tuple[str, int, int]]) -> None:
+    space = Random(plan)
+    traced = TracedSpace(space, X[:1, :, :4, :4])
+    samples = [space.random(random_state=i) for i in range(50)]
+    for step, part in [(1, 1), (3, 50_000), (8, 3), (5_000, 8), (5_000, 50_000)]:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(peak_bound, "MAX_STEP", step)
+            patch.setattr(peak_bound, "MAX_PART", part)
+            peak = PeakMemoryProfiler(space, traced)
+        peaks, bounds = peak.evaluate(samples), peak.cost_model.evaluate(samples)
+        assert (bounds == peaks).all() if peak.is_exact else (bounds >= peaks).all()
+        assert all(factor.table.size <= part for factor in peak.cost_model.factors)
+
+
+class Alternatives(nn.ModelSpace):
+    """One of many layers; what follows may have to wait for any of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.LayerChoice([nn.Conv2d(3, 20, 2 * n + 1, padding=n) for n in range(5)], label="first")
+        self.pool, self.gate = torch.nn.AdaptiveAvgPool2d(1), nn.LayerChoice([nn.ReLU(), nn.Sigmoid()], label="gate")
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        y = y.mean(1, keepdim=True)
+        return self.gate(y) * y
+
+
+def test_what_no_member_has_together_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    space = Alternatives()
+    assert all_right(space).is_exact
+    monkeypatch.setattr(peak_bound, "MAX_PART", 4)  # fewer than there are layers
+    rough = all_right(space)
+    assert not rough.is_exact
+    assert rough.cost_model.maximum().cost == max(rough.evaluate(list(space.grid())))
+
+
 class Graphs(nn.ModelSpace):
     """A cell of any graph of up to five nodes."""
 
