@@ -5,7 +5,8 @@ from hwnas.profilers.cost_table import TableProfiler
 from hwnas.profilers.device import Device, describe_device
 from hwnas.profilers.filters import ProfilerFilter, RangeProfilerFilter
 from hwnas.profilers.flops import FlopsProfiler
-from hwnas.profilers.latency import OnnxRuntimeLatencyProfiler, Prediction, prepare_folder
+from hwnas.profilers.folder import prepare_folder
+from hwnas.profilers.latency import OnnxRuntimeLatencyProfiler, Prediction
 from hwnas.profilers.measurement import Measurement, SessionResult, Workload
 from hwnas.profilers.measuring import measure
 from hwnas.profilers.memory import ActivationMemoryProfiler, PeakMemoryProfiler

@@ -9,14 +9,14 @@ from typing import Final, Literal, Protocol
 import numpy as np
 import torch
 
-from hwnas.cost import CostModel
 from hwnas.errors import UnsupportedError
 from hwnas.nn import ModelSpace
+from hwnas.profilers.addition import Addition
 from hwnas.profilers.design import POOL, most_telling
 from hwnas.profilers.fusion import Fusion
 from hwnas.profilers.fusion_int8 import QuantisedFusion
 from hwnas.profilers.kernel_table import KernelTable
-from hwnas.profilers.latency_parts import LatencyParts, Members, random_members
+from hwnas.profilers.latency_parts import LatencyParts, Members, Progress, random_members
 from hwnas.profilers.liveness import tensors_of
 from hwnas.profilers.optimised import channel_block, kernels_of
 from hwnas.profilers.posterior import Array, Prior
@@ -33,6 +33,10 @@ _CHECKED: Final = 5  # members whose kernels are compared with those of ONNX Run
 
 class Composition(Protocol):
     """What members are sums of: `LatencyParts` or `KernelTable`. An item is a part or a kernel."""
+
+    @property
+    def granularity(self) -> Literal["blocks", "kernels"]:
+        """What the items are."""
 
     @property
     def keys(self) -> Sequence[str]:
@@ -53,8 +57,8 @@ class Composition(Protocol):
     def prior(self, own: Array, stderr: Array, counts: Array) -> Prior:
         """Return what is known about items among others, given what they take alone and in which nets they are."""
 
-    def add_up(self, costs: Array, constant: float = 0.0) -> CostModel:
-        """Return the sum of the items that a member runs, given the cost of each."""
+    def add_up(self, own: Array, coefficients: Array | None = None, constant: float = 0.0) -> Addition:
+        """Return the sum of the items that a member runs, given what they take alone and what `prior` is about."""
 
 
 def composition_of(
@@ -65,6 +69,7 @@ def composition_of(
     target: OrtTarget,
     *,
     here: bool,
+    progress: Progress | None = None,
 ) -> Composition:
     """Choose what members are sums of.
 
@@ -82,6 +87,8 @@ def composition_of(
         What is measured on.
     here : bool
         Whether that is this machine, which decides on layouts.
+    progress : callable, optional
+        Called with what is being done, how many are done and how many there are.
 
     Raises
     ------
@@ -95,10 +102,13 @@ def composition_of(
     if granularity == "kernels" or (granularity == "auto" and any(adds_choices(trace) for trace in known.traces)):
         try:
             return _kernels(space, known, members, target, here)
-        except UnsupportedError:
+        except UnsupportedError as error:
             if granularity == "kernels":
-                raise
-    return LatencyParts(space, known.traces, members)
+                raise UnsupportedError(
+                    f"{type(space).__name__} cannot be predicted from fused kernels: {error}. Take granularity "
+                    '"auto" or "blocks", which predicts it from blocks'
+                ) from error
+    return LatencyParts(space, known.traces, members, progress)
 
 
 def adds_choices(trace: Trace) -> bool:
@@ -117,7 +127,7 @@ def adds_choices(trace: Trace) -> bool:
 def _kernels(space: ModelSpace, known: TracedSpace, members: Members, target: OrtTarget, here: bool) -> KernelTable:
     if target.provider != CPU_PROVIDER or target.optimization != "all" or not here:
         raise UnsupportedError(
-            "fused kernels are known of models with all optimisations on the CPU of this machine only; take blocks"
+            "fused kernels are known of models with all optimisations on the CPU of this machine only"
         )
     if len(known.traces) > 1:
         raise UnsupportedError("fused kernels are known of spaces only that one symbolic run describes")

@@ -81,3 +81,17 @@ class Kernel:
         window = "x".join(map(str, self.window[:2])) + (f" by {self.window[2]}" if self.window[2:] > (1,) else "")
         few = " of few channels" if self.computes == "Conv" and self.shape[1] < 8 else ""
         return f"{depthwise}{self.operator} {window}{few}".strip()
+
+    @property
+    def title(self) -> str:
+        """A name for people: ``Conv 3x3, 16 to 32 channels of 8x8, activation``."""
+        size = "x".join(map(str, self.shape[2:])) or "1"
+        channels = self.shape[1] if len(self.shape) > 1 else 1
+        through = f"{channels} to {self.channels}" if channels != self.channels else f"{channels}"
+        window = f" {self.window[0]}x{self.window[1]}" if len(self.window) > 1 else ""
+        stride = f", stride {self.window[2]}" if len(self.window) > 2 and self.window[2] != 1 else ""
+        groups = f", {self.groups} groups" if self.groups > 1 else ""
+        fused = (("activation", self.activation), ("sum", self.sum), ("constant", self.constant))
+        return f"{self.operator}{window}, {through} channels of {size}{stride}{groups}" + "".join(
+            f", {what}" for what, holds in fused if holds
+        )

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import Final
 
 import numpy as np
 
-from hwnas.cost import CostModel
 from hwnas.nn import ModelSpace
+from hwnas.profilers.addition import Addition
 from hwnas.profilers.design import AVERAGED_INTEGER, rough_costs
 from hwnas.profilers.fusion import Fusion
 from hwnas.profilers.kernel import Kernel
@@ -47,6 +48,7 @@ class KernelTable:
         The distinct ones.
     """
 
+    granularity: Final = "kernels"
     keys: tuple[str, ...] = ()  # nothing is measured but whole members
 
     def __init__(self, space: ModelSpace, fusion: Fusion) -> None:
@@ -85,23 +87,36 @@ class KernelTable:
         (row,) = self.counts([sample])
         return Counter({kernel: int(n) for kernel, n in zip(self.kernels, row, strict=True) if n})
 
-    def add_up(self, costs: Array, constant: float = 0.0, crowding: Array | None = None) -> CostModel:
+    def add_up(self, own: Array, coefficients: Array | None = None, constant: float = 0.0) -> Addition:
         """Return the sum of the kernels that a member runs.
 
         Parameters
         ----------
-        costs : ndarray, shape (kernels,)
-            What each takes, in milliseconds.
+        own : ndarray, shape (kernels,)
+            What each may take, in milliseconds.
+        coefficients : ndarray, shape (kernels + common,), optional
+            Those of `prior`: what each kernel takes, and the common ones. Without them each takes `own`.
         constant : float, default 0
             Milliseconds added to every member.
-        crowding : ndarray, shape (kernels,), optional
-            What each takes on top for every kernel of the member, in milliseconds.
         """
-        total = self._table @ costs
-        if crowding is not None:
-            total += self._table.sum(1) * (self._table @ crowding)
+        costs, crowding = own, np.zeros_like(own)
+        if coefficients is not None:
+            n = len(own)
+            costs = coefficients[:n] + self.shares(own) @ coefficients[n:-1]
+            crowding = coefficients[-1] * own  # of each for every kernel of the net; see `common`
+        total = self._table @ costs + self._table.sum(1) * (self._table @ crowding)
         table = Table(tuple(self._domain), total.reshape(self._sizes))
-        return build_cost_model(self._space, [("kernels", table)], unit="ms", constant=constant)
+
+        def breakdown(sample: Sample) -> list[tuple[str, float]]:
+            (counts,) = self.counts([sample])
+            each = costs + counts.sum() * crowding
+            parts = [
+                (f"{counts[i]:g} x {self.kernels[i].title}", float(counts[i] * each[i])) for i in np.flatnonzero(counts)
+            ]
+            return sorted([("constant", constant), *parts], key=lambda part: part[1], reverse=True)
+
+        model = build_cost_model(self._space, [("kernels", table)], unit="ms", constant=constant)
+        return Addition(model, breakdown)
 
     def rough(self) -> Array:
         """Return what kernels may take relative to each other before any net is measured."""

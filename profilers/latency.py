@@ -16,10 +16,8 @@ from hwnas.nn import ModelSpace
 from hwnas.profilers.accuracy import AccuracyReport, compare
 from hwnas.profilers.composition import Granularity, calibration_members, composition_of, features_of
 from hwnas.profilers.device import Device, describe_device
-from hwnas.profilers.elsewhere import read_results, write_folder
-from hwnas.profilers.kernel import Kernel
-from hwnas.profilers.kernel_table import KernelTable
-from hwnas.profilers.latency_parts import LatencyParts, Members, Progress, held_out_members
+from hwnas.profilers.elsewhere import read_results
+from hwnas.profilers.latency_parts import Members, Progress, held_out_members, report_seed, silent
 from hwnas.profilers.measurement import Measurement
 from hwnas.profilers.measuring import measure
 from hwnas.profilers.posterior import Posterior
@@ -41,8 +39,6 @@ BETWEEN_CONTENDED = 0.05
 
 CONTENDED = 0.03  # from which on one measurement in ten is over 5 % away, whatever is predicted
 
-HELD_OUT = 10_000  # added to the seed of a profiler, it gives the members of its report
-
 
 @dataclass(frozen=True)
 class Prediction:
@@ -59,60 +55,6 @@ class Prediction:
 
     latency_ms: float
     stderr_ms: float
-
-
-def prepare_folder(
-    folder: str | os.PathLike[str],
-    space: ModelSpace,
-    example_inputs: Inputs | TracedSpace,
-    target: OrtTarget | None = None,
-    *,
-    budget_s: float = 60.0,
-    relative_error: float = 0.01,
-    calibration: int = 20,
-    held_out: int = 30,
-    seed: int = 0,
-    progress: Progress | None = None,
-) -> None:
-    """Write a folder that measures on another device what a profiler of a space needs.
-
-    Copy it to the device, run ``python measure.py`` there, which needs Python 3.10, onnxruntime and NumPy, copy it
-    back, and give it to `OnnxRuntimeLatencyProfiler` as `results`.
-
-    Parameters
-    ----------
-    folder : path-like
-        To be made; it must not exist.
-    space, example_inputs, relative_error, calibration, seed, progress
-        See `OnnxRuntimeLatencyProfiler`, which is to be given the same space, inputs, calibration and seed.
-    target : OrtTarget, optional
-        Of the device; its provider need not be installed here when it is made with ``elsewhere=True``.
-    budget_s : float, default 60
-        Time for measuring, in seconds, at the most.
-    held_out : int, default 30
-        Whole members for `OnnxRuntimeLatencyProfiler.report`.
-
-    Raises
-    ------
-    HwnasError
-        When the folder exists already.
-    """
-    target = OrtTarget() if target is None else target
-    known = traced(space, example_inputs)
-    members = Members(known)
-    parts = LatencyParts(space, known.traces, members)
-    samples = calibration_members(parts, space, calibration, seed)
-    samples += held_out_members(space, held_out, HELD_OUT + seed)
-    keys = dict.fromkeys([*parts.keys, *map(members.member, samples)])
-    write_folder(
-        folder,
-        members.workloads(list(keys), target, progress),
-        target,
-        budget_s=budget_s,
-        relative_error=relative_error,
-        min_visits=VISITS,
-        seed=seed,
-    )
 
 
 class OnnxRuntimeLatencyProfiler(Profiler):
@@ -215,22 +157,32 @@ class OnnxRuntimeLatencyProfiler(Profiler):
         self.budget_s = budget_s
         self.relative_error = relative_error
         self.seed = seed
-        self._progress: Progress = (lambda what, done, total: None) if progress is None else progress
+        self._progress: Progress = silent if progress is None else progress
         self._space = space
-        known = traced(space, example_inputs)
+        known = self._trace(example_inputs)
         self._members = Members(known)
         if calibration == 0 and granularity == "auto":
             granularity = "blocks"
-        self._parts = composition_of(space, known, self._members, granularity, self.target, here=self.measures_here)
-        self.granularity = "kernels" if isinstance(self._parts, KernelTable) else "blocks"
+        self._parts = composition_of(
+            space, known, self._members, granularity, self.target, here=self.measures_here, progress=self._progress
+        )
+        self.granularity = self._parts.granularity
         if self.granularity == "kernels" and calibration == 0:
             raise ValueError("OnnxRuntimeLatencyProfiler: kernels are known from whole members; calibration is 0")
         self.anchors: list[Sample] = calibration_members(self._parts, space, calibration, seed)
-        anchor_keys = [self._members.member(sample) for sample in self.anchors]
+        anchor_keys = self._members.members(self.anchors, self._progress)
         self._anchor_keys = frozenset(anchor_keys)
         self.between_sessions = BETWEEN_SESSIONS
         self._ensure([*self._parts.keys, *anchor_keys])
         self._calibrate(self.anchors, anchor_keys)
+
+    def _trace(self, example_inputs: Inputs | TracedSpace) -> TracedSpace:
+        if isinstance(example_inputs, TracedSpace):
+            return traced(self._space, example_inputs)
+        self._progress("trace", 0, 1)
+        known = traced(self._space, example_inputs)
+        self._progress("trace", 1, 1)
+        return known
 
     def _ensure(self, keys: Sequence[str]) -> None:
         """Measure what the store does not know yet, all of it in one session, and see how far that may be relied on."""
@@ -289,9 +241,8 @@ class OnnxRuntimeLatencyProfiler(Profiler):
         if self.granularity == "kernels":
             self._own = self._rough_from(anchors, anchor_keys)
             own_stderr = np.zeros_like(self._own)
-        self._unfitted = self._parts.add_up(self._own, constant=self.overhead_ms)
+        self._unfitted = self._sum = self._parts.add_up(self._own, None, self.overhead_ms)
         self.relative_residual, self._measuring, self._posterior = float("nan"), float("nan"), None
-        fitted, crowding = self._own, np.zeros_like(self._own)
         if anchors:
             # A member that was drawn twice is no more evidence than one.
             distinct = dict(zip(anchor_keys, anchors, strict=True))
@@ -302,17 +253,10 @@ class OnnxRuntimeLatencyProfiler(Profiler):
             counts = self._parts.counts(list(distinct.values()))
             prior = self._parts.prior(self._own, own_stderr, counts)
             self._posterior = Posterior(prior, self._features(counts), latency - self.overhead_ms, stderr)
-            mean = self._posterior.mean
-            if isinstance(self._parts, KernelTable):
-                mean, crowding = mean[:-1], mean[-1] * self._own
-            fitted = np.hstack([np.eye(len(self._own)), self._parts.shares(self._own)]) @ mean
+            self._sum = self._parts.add_up(self._own, self._posterior.mean, self.overhead_ms)
             self.relative_residual = float(np.sqrt(((self._posterior.left_out / latency) ** 2).mean()))
             self._measuring = float(np.median(stderr / latency))
-        self._fitted, self._crowding = fitted, crowding
-        if isinstance(self._parts, KernelTable):
-            self.cost_model = self._parts.add_up(fitted, self.overhead_ms, crowding)
-        else:
-            self.cost_model = self._parts.add_up(fitted, self.overhead_ms)
+        self.cost_model = self._sum.cost_model
 
     def _rough_from(self, anchors: Sequence[Sample], anchor_keys: Sequence[str]) -> np.ndarray:
         """Return what kernels may take, in milliseconds, so that half of some members take more."""
@@ -339,9 +283,8 @@ class OnnxRuntimeLatencyProfiler(Profiler):
     def advice(self) -> str:
         """What to do where measurements were contended."""
         return (
-            f"contended: members differ by {100 * self.between_sessions:.0f} % from one session of measuring to the "
-            "next, and predicted errors allow for it. For better predictions end what else runs on the device, and "
-            "measure again with another store"
+            f"contended: members differ by {100 * self.between_sessions:.0f} % between sessions, which errors allow "
+            "for; end other programs and measure again with another store"
         )
 
     @property
@@ -386,19 +329,11 @@ class OnnxRuntimeLatencyProfiler(Profiler):
         list of (str, float)
             Parts of the space by name, or fused kernels with how often each runs; ``"constant"`` is an empty run.
         """
-        if not isinstance(self._parts, KernelTable):
-            return self.cost_model.breakdown(sample)
-        (counts,) = self._parts.counts([sample])
-        parts = [("constant", self.overhead_ms)]
-        costs = self._fitted + counts.sum() * self._crowding
-        for kernel, n, cost in zip(self._parts.kernels, counts, costs, strict=True):
-            if n:
-                parts.append((f"{n:g} x {_title(kernel)}", float(n * cost)))
-        return sorted(parts, key=lambda part: part[1], reverse=True)
+        return self._sum.breakdown(sample)
 
     def unfitted(self, sample: Sample) -> float:
         """Return the plain sum of the parts of a member and an empty run, in milliseconds, for comparison."""
-        return float(self._unfitted.evaluate(sample))
+        return float(self._unfitted.cost_model.evaluate(sample))
 
     def measure(self, samples: Sequence[Sample]) -> list[Measurement]:
         """Measure whole members, interleaved, or look them up.
@@ -413,7 +348,7 @@ class OnnxRuntimeLatencyProfiler(Profiler):
         list of Measurement
             In the order of `samples`.
         """
-        keys = [self._members.member(sample) for sample in samples]
+        keys = self._members.members(samples, self._progress)
         self._ensure(keys)
         found = self._lookup(keys)
         return [found[key] for key in keys]
@@ -433,7 +368,7 @@ class OnnxRuntimeLatencyProfiler(Profiler):
         AccuracyReport
             Rank correlation, errors, coverage, and the noise floor of the measurements.
         """
-        held_out = held_out_members(self._space, n, HELD_OUT + self.seed if seed is None else seed)
+        held_out = held_out_members(self._space, n, report_seed(self.seed) if seed is None else seed)
         measured = self.measure(held_out)
         predicted = [self.predict(sample) for sample in held_out]
         return compare(
@@ -454,17 +389,3 @@ class OnnxRuntimeLatencyProfiler(Profiler):
                 "contended": found.contended,
             }
         return rows
-
-
-def _title(kernel: Kernel) -> str:
-    """Return a name of a kernel: ``Conv 3x3, 16 to 32 channels of 8x8, activation``."""
-    size = "x".join(map(str, kernel.shape[2:])) or "1"
-    channels = kernel.shape[1] if len(kernel.shape) > 1 else 1
-    through = f"{channels} to {kernel.channels}" if channels != kernel.channels else f"{channels}"
-    window = f" {kernel.window[0]}x{kernel.window[1]}" if len(kernel.window) > 1 else ""
-    stride = f", stride {kernel.window[2]}" if len(kernel.window) > 2 and kernel.window[2] != 1 else ""
-    groups = f", {kernel.groups} groups" if kernel.groups > 1 else ""
-    fused = (("activation", kernel.activation), ("sum", kernel.sum), ("constant", kernel.constant))
-    return f"{kernel.operator}{window}, {through} channels of {size}{stride}{groups}" + "".join(
-        f", {what}" for what, holds in fused if holds
-    )

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from torch import nn
 
-from hwnas.cost import CostModel, Intermediate
+from hwnas.cost import Intermediate
 from hwnas.export import build_many
 from hwnas.nn import ModelSpace
+from hwnas.profilers.addition import Addition
 from hwnas.profilers.design import rough_costs
 from hwnas.profilers.measurement import Workload
 from hwnas.profilers.posterior import Prior
@@ -28,8 +29,13 @@ from hwnas.space import Sample
 
 Progress = Callable[[str, int, int], None]
 
-
 COMMON = 0.3  # how much of a typical net each common coefficient may explain, as a standard deviation
+
+HELD_OUT = 10_000  # added to the seed of a profiler, it gives the members of its report
+
+
+def silent(what: str, done: int, total: int) -> None:
+    """Do nothing with progress."""
 
 
 class Members:
@@ -50,6 +56,16 @@ class Members:
     def name(self, key: str) -> str:
         """Return what a key stands for."""
         return self._catalog[key][0]
+
+    def members(self, samples: Sequence[Sample], progress: Progress | None = None) -> list[str]:
+        """Return the keys of whole members."""
+        say = progress or silent
+        keys = []
+        for number, sample in enumerate(samples):
+            say("build members", number, len(samples))
+            keys.append(self.member(sample))
+        say("build members", len(samples), len(samples))
+        return keys
 
     def member(self, sample: Sample) -> str:
         """Return the key of a whole member."""
@@ -74,12 +90,15 @@ class Members:
         progress : callable, optional
             Called with "export", how many are done and how many there are.
         """
-        say = progress or (lambda what, done, total: None)
+        say = progress or silent
         say("export", 0, len(keys))
         pieces = [self._catalog[key][1] for key in keys]
-        models = build_many([piece.module for piece in pieces], [piece.inputs for piece in pieces])
+        models = build_many(
+            [piece.module for piece in pieces],
+            [piece.inputs for piece in pieces],
+            progress=lambda done: say("export", done, len(keys)),
+        )
         models = [in_precision(model, target) for model in models]
-        say("export", len(keys), len(keys))
         return [Workload(key, model, self._catalog[key][0]) for key, model in zip(keys, models, strict=True)]
 
 
@@ -104,16 +123,25 @@ class LatencyParts:
         Of the space.
     members : Members
         Remembers the parts.
+    progress : callable, optional
+        Called with "find parts", how many parts of the space have been looked at and how many there are.
     """
 
-    def __init__(self, space: ModelSpace, traces: Sequence[Trace], members: Members) -> None:
+    granularity: Final = "blocks"
+
+    def __init__(
+        self, space: ModelSpace, traces: Sequence[Trace], members: Members, progress: Progress | None = None
+    ) -> None:
+        say = progress or silent
         self._space = space
         domain = domain_of(space)
         self._domain = domain
         self._parts: list[_Part] = []
         found: dict[str, tuple[int, Identity]] = {}
         for trace in traces:
-            for unit in units_of(trace):
+            units = list(units_of(trace))
+            for number, unit in enumerate(units):
+                say("find parts", number, len(units))
                 shape = [len(domain[label]) for label in unit.labels]
                 positions = np.empty(shape, dtype=int)
                 for index, (sample, piece) in zip(np.ndindex(*shape), members_of(unit, domain), strict=True):
@@ -121,6 +149,7 @@ class LatencyParts:
                     place, _ = found.setdefault(identity.key, (len(found), identity))
                     positions[index] = place
                 self._parts.append(_Part(unit.name, unit.labels, unit.conditions, positions))
+            say("find parts", len(units), len(units))
         self._distinct = [identity for _, identity in found.values()]
 
     @property
@@ -158,10 +187,24 @@ class LatencyParts:
                     row[at(part.keys, part.labels, sample)] += 1
         return counts
 
-    def add_up(self, costs: np.ndarray, constant: float = 0.0) -> CostModel:
-        """Return the sum of the parts that a member runs, given the cost of each distinct one in milliseconds."""
+    def add_up(self, own: np.ndarray, coefficients: np.ndarray | None = None, constant: float = 0.0) -> Addition:
+        """Return the sum of the parts that a member runs.
+
+        Parameters
+        ----------
+        own : ndarray, shape (n_parts,)
+            What each distinct part takes alone, in milliseconds.
+        coefficients : ndarray, shape (n_parts + 3,), optional
+            Those of `prior`: what each part takes among others, and the common ones. What it takes alone unless given.
+        constant : float, default 0
+            Milliseconds added to every member.
+        """
+        costs = own
+        if coefficients is not None:
+            costs = coefficients[: len(own)] + self.shares(own) @ coefficients[len(own) :]
         parts = [(part.name, masked(Table(part.labels, costs[part.keys]), part.conditions)) for part in self._parts]
-        return build_cost_model(self._space, parts, unit="ms", constant=constant)
+        model = build_cost_model(self._space, parts, unit="ms", constant=constant)
+        return Addition(model, model.breakdown)
 
     def rough(self) -> np.ndarray:
         """Return what parts may take relative to each other before any is measured, shape (parts,)."""
@@ -228,6 +271,11 @@ def random_members(space: ModelSpace, n: int, seed: int) -> list[Sample]:
     rng = np.random.default_rng([seed, 1])
     drawn = [space.random(random_state=rng) for _ in range(n)]
     return list({repr(sorted(sample.items())): sample for sample in drawn}.values())
+
+
+def report_seed(seed: int) -> int:
+    """Return the seed of the members on which a profiler with some seed is checked."""
+    return HELD_OUT + seed
 
 
 def held_out_members(space: ModelSpace, n: int, seed: int) -> list[Sample]:

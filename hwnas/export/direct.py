@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 # What the exporter of PyTorch 2.13 writes.
 _OPSET = 20
 _IR_VERSION = 10
+_END = 2**63 - 1  # of a slice that has none
 
 aten = torch.ops.aten
 _SAME = (aten.alias, aten.detach, aten.lift_fresh, aten.clone)
@@ -69,7 +70,12 @@ def build_onnx(model: nn.Module, inputs: tuple[Tensor, ...]) -> bytes | None:
         return None
 
 
-def build_many(models: Sequence[nn.Module], inputs: Sequence[tuple[Tensor, ...]]) -> list[bytes]:
+def build_many(
+    models: Sequence[nn.Module],
+    inputs: Sequence[tuple[Tensor, ...]],
+    *,
+    progress: Callable[[int], None] | None = None,
+) -> list[bytes]:
     """Write many plain modules as ONNX models: directly where all operators are known, else with `export_many`.
 
     Parameters
@@ -78,6 +84,8 @@ def build_many(models: Sequence[nn.Module], inputs: Sequence[tuple[Tensor, ...]]
         As for `export_many`.
     inputs : sequence of tuple of Tensor
         The arguments of each.
+    progress : callable, optional
+        Called with how many are done.
 
     Returns
     -------
@@ -89,10 +97,19 @@ def build_many(models: Sequence[nn.Module], inputs: Sequence[tuple[Tensor, ...]]
     UnsupportedError
         See `export_many`.
     """
-    built = [build_onnx(model, each) for model, each in zip(models, inputs, strict=True)]
+    say = progress or (lambda done: None)
+    built: list[bytes | None] = []
+    for model, each in zip(models, inputs, strict=True):
+        built.append(build_onnx(model, each))
+        say(sum(known is not None for known in built))
     rest = [i for i, model in enumerate(built) if model is None]
-    exported = iter(export_many([models[i] for i in rest], [inputs[i] for i in rest]))
-    return [next(exported) if model is None else model for model in built]
+    exported = export_many(
+        [models[i] for i in rest],
+        [inputs[i] for i in rest],
+        progress=lambda done: say(len(models) - len(rest) + done),
+    )
+    found = iter(exported)
+    return [next(found) if model is None else model for model in built]
 
 
 class _Recorder(TorchDispatchMode):
@@ -120,8 +137,11 @@ class _Recorder(TorchDispatchMode):
             return output
         if packet not in _WRITERS or (kwargs and packet not in (aten.mean,)):
             raise _UnknownError(str(func))
-        result = output[0] if isinstance(output, tuple) else output
-        self._names[id(result)] = _WRITERS[packet](self, result, *args)
+        results = [output] if isinstance(output, Tensor) else list(output)
+        written = _WRITERS[packet](self, results[0], *args)
+        names = [written] if isinstance(written, str) else written
+        # Without the statistics of a normalisation, or the positions of a maximum.
+        self._names.update((id(result), name) for result, name in zip(results, names, strict=False))
         return output
 
     def _is_known(self, leaf: Any) -> bool:
@@ -142,11 +162,16 @@ class _Recorder(TorchDispatchMode):
 
     def node(self, kind: str, inputs: list[str], **attributes: Any) -> str:
         """Add a node and return the name of its output."""
+        return self.nodes(kind, inputs, 1, **attributes)[0]
+
+    def nodes(self, kind: str, inputs: list[str], n_outputs: int, **attributes: Any) -> list[str]:
+        """Add a node and return the names of its outputs."""
         from onnx import helper
 
-        output = f"{kind.lower()}_{len(self._nodes)}"
-        self._nodes.append(helper.make_node(kind, inputs, [output], **attributes))
-        return output
+        stem = f"{kind.lower()}_{len(self._nodes)}"
+        outputs = [stem, *(f"{stem}_{i}" for i in range(1, n_outputs))]
+        self._nodes.append(helper.make_node(kind, inputs, outputs, **attributes))
+        return outputs
 
     def finish(self, outputs: list[Tensor]) -> bytes:
         """Return the model."""
@@ -199,11 +224,12 @@ def _drop_last_identities(nodes: list[onnx.NodeProto], names: list[str]) -> None
     for node in nodes:
         for name in node.input:
             readers[name] = readers.get(name, 0) + 1
-    makers = {node.output[0]: node for node in nodes}
+    makers = {name: (node, i) for node in nodes for i, name in enumerate(node.output)}
     for node in [node for node in nodes if node.op_type == "Identity" and node.output[0] in names]:
         source = node.input[0]
         if source in makers and readers[source] == 1:
-            makers[source].output[0] = node.output[0]
+            maker, position = makers[source]
+            maker.output[position] = node.output[0]
             nodes.remove(node)
 
 
@@ -232,7 +258,7 @@ def _merge_batch_norms(nodes: list[onnx.NodeProto], weights: dict[str, Tensor]) 
         nodes.remove(norm)
 
 
-Writer = Callable[..., str]
+Writer = Callable[..., str | list[str]]  # gives the names of the results
 
 
 def _elementwise(kind: str) -> Writer:
@@ -330,6 +356,38 @@ def _reshape(graph: _Recorder, out: Tensor, x: Tensor, shape: Any) -> str:
     return graph.node("Reshape", [graph.name(x), graph.name(list(out.shape))], allowzero=1)
 
 
+def _slice(
+    graph: _Recorder, out: Tensor, x: Tensor, axis: int = 0, start: int | None = None, end: int | None = None,
+    step: int = 1,
+) -> str:  # fmt: skip
+    if out.shape == x.shape:
+        return graph.name(x)
+    first, last = start or 0, _END if end is None else end
+    return graph.node("Slice", [graph.name(x), *(graph.name([each]) for each in (first, last, axis % x.ndim, step))])
+
+
+def _pad(graph: _Recorder, out: Tensor, x: Tensor, pads: Any, value: float = 0.0) -> str:
+    # In pairs, the last dimension first.
+    missing = [0] * (x.ndim - len(pads) // 2)
+    before, after = ([*missing, *pads[side::2][::-1]] for side in (0, 1))
+    values = [graph.name(float(value), like=out)] if value else []
+    return graph.node("Pad", [graph.name(x), graph.name([*before, *after]), *values], mode="constant")
+
+
+def _transpose(graph: _Recorder, out: Tensor, x: Tensor, one: int, other: int) -> str:
+    axes = list(range(x.ndim))
+    axes[one], axes[other] = axes[other], axes[one]
+    return graph.node("Transpose", [graph.name(x)], perm=axes)
+
+
+def _split(graph: _Recorder, out: Tensor, x: Tensor, size: Any, axis: int = 0) -> list[str]:
+    whole = x.shape[axis]
+    if isinstance(size, int) and whole % size == 0:
+        return graph.nodes("Split", [graph.name(x)], whole // size, axis=axis % x.ndim, num_outputs=whole // size)
+    sizes = [min(size, whole - start) for start in range(0, whole, size)] if isinstance(size, int) else list(size)
+    return graph.nodes("Split", [graph.name(x), graph.name(sizes)], len(sizes), axis=axis % x.ndim)
+
+
 def _concat(graph: _Recorder, out: Tensor, tensors: Any, axis: int = 0) -> str:
     return graph.node("Concat", [graph.name(tensor) for tensor in tensors], axis=axis)
 
@@ -351,5 +409,10 @@ _WRITERS: dict[Any, Writer] = {
     aten.addmm: _linear,
     aten.view: _reshape,
     aten._unsafe_view: _reshape,
+    aten.slice: _slice,
+    aten.constant_pad_nd: _pad,
+    aten.transpose: _transpose,
+    aten.split: _split,
+    aten.split_with_sizes: _split,
     aten.cat: _concat,
 }

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hwnas.export import build_many, build_onnx, export_many
-from hwnas.hub import DigitsSpace
+from hwnas.hub import DARTSSpace, DigitsSpace, ENASSpace, ShuffleNetV2Space
 from hwnas.hub.mobilenet_v3 import MobileNetV3Space
 from hwnas.hub.nas_bench_201 import NASBench201Space
 
@@ -97,6 +97,16 @@ OPERATORS: dict[str, Callable[[Tensor], Tensor]] = {
     "adaptive": lambda x: F.adaptive_avg_pool2d(x, 1).flatten(1),
     "concat": lambda x: torch.cat([x, x.relu()], 1).reshape(2, -1),
     "zeros": lambda x: x + torch.zeros_like(x) + torch.ones_like(x),
+    "slice": lambda x: x[:, 1:, -3:, ::2].relu(),
+    "slice of all": lambda x: x[:, :, 0:].relu(),
+    "slices of one axis": lambda x: x[:, 1:3] * x[:, -2:] + x[:, :2] * x[:, :-2],
+    "pad": lambda x: F.pad(x, (0, 1, 2, 3)),
+    "pad with a value": lambda x: F.pad(x, (1, 0, 0, 0, 2, 1), value=2.5),
+    "transpose": lambda x: x.transpose(1, -1).reshape(2, -1),
+    "shuffle": lambda x: x.unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2),
+    "split": lambda x: (lambda one, two: two * two - torch.cat([one, one, one], 1))(*x.split([1, 3], 1)),
+    "split with a rest": lambda x: (lambda one, two, three: one * two.relu() + three)(*x.split(3, -1)[:2], x[..., :3]),
+    "halves": lambda x: (lambda one, two: torch.cat([two.relu(), one], -2))(*x.chunk(2, -2)),
     "unused": lambda x: (x.exp() if False else x.relu(), x * 2)[0],
 }
 
@@ -116,6 +126,39 @@ def test_operators_compute_what_pytorch_does(name: str) -> None:
     built = build_onnx(module, (X,))
     assert built is not None
     np.testing.assert_allclose(run(built, X)[0], module(X).numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_views_are_written_as_the_exporter_does() -> None:
+    names = ("slice", "slice of all", "slices of one axis", "pad", "pad with a value", "transpose", "shuffle")
+    names += ("split", "split with a rest", "halves")
+    modules = [Function(OPERATORS[name]) for name in names]
+    for name, module, truth in zip(names, modules, export_many(modules, [(X,)] * len(modules)), strict=True):
+        built = build_onnx(module, (X,))
+        assert built is not None
+        assert nodes(built) == nodes(truth), name
+
+
+def test_several_results_of_one_node() -> None:
+    module = Function(lambda x: x.split([1, 3], 1))
+    built = build_onnx(module, (X,))
+    assert built is not None
+    assert [kind for kind, *_ in nodes(built)] == ["Split"]
+    for result, truth in zip(run(built, X), X.split([1, 3], 1), strict=True):
+        np.testing.assert_array_equal(result, truth.numpy())
+
+
+@pytest.mark.parametrize("size", [32, 30])  # an odd number of pixels is padded
+def test_cells_of_the_hub_need_no_exporter(size: int) -> None:
+    for space in (
+        DARTSSpace(width=4, num_cells=3),
+        ENASSpace(width=4, num_cells=3),
+        ShuffleNetV2Space(classes=4, stem_width=4, widths=(8, 16, 24, 32), depths=(1, 1, 1, 1)),
+    ):
+        model, x = trained(space.freeze(space.random(random_state=0))), torch.randn(1, 3, size, size)
+        built = build_onnx(model, (x,))
+        assert built is not None, type(space).__name__
+        with torch.no_grad():
+            np.testing.assert_allclose(run(built, x)[0], model(x).numpy(), rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -170,7 +213,9 @@ def test_results_that_are_arguments_or_constants() -> None:
 def test_unknown_operators_go_to_the_exporter() -> None:
     known, unknown = Function(torch.relu), Function(lambda x: torch.cumsum(x, 1))
     assert build_onnx(unknown, (X,)) is None
-    models = build_many([known, unknown, known], [(X,)] * 3)
+    done: list[int] = []
+    models = build_many([known, unknown, known], [(X,)] * 3, progress=done.append)
+    assert done == [1, 1, 2, 3]
     assert models[0] == models[2] == build_onnx(known, (X,))
     np.testing.assert_allclose(run(models[1], X)[0], X.cumsum(1).numpy(), rtol=1e-4, atol=1e-5)
 

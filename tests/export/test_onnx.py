@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from hwnas.errors import UnsupportedError
 from hwnas.export import export_many, export_onnx
+from hwnas.export.onnx import TENSORS
 from hwnas.export.split import SCOPES
 
 
@@ -213,6 +214,21 @@ def test_chunks_change_nothing(exported):
     for ours, theirs in zip(chunked, whole[1:4], strict=True):
         one, other = onnx.load_from_string(ours).graph, onnx.load_from_string(theirs).graph
         assert [node.op_type for node in one.node] == [node.op_type for node in other.node]
+
+
+def test_models_of_many_tensors_are_exported_alone(monkeypatch):
+    together = []
+
+    def export(models, inputs, first, opset):
+        together.append((first, len(models)))
+        return [b""] * len(models)
+
+    monkeypatch.setattr("hwnas.export.onnx._export_together", export)
+    large, small = nn.Sequential(*[nn.Linear(1, 1) for _ in range(TENSORS // 2)]), nn.Linear(1, 1)
+    models, done = [small, small, large, large, small, small, small], []
+    assert len(export_many(models, [(torch.zeros(1, 1),)] * 7, chunk=2, progress=done.append)) == 7
+    assert together == [(0, 2), (2, 1), (3, 1), (4, 2), (6, 1)]
+    assert done == [2, 3, 4, 6, 7]
 
 
 def test_the_candidate_at_fault_is_named():

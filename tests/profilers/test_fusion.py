@@ -21,7 +21,6 @@ from hwnas.profilers.composition import adds_choices
 from hwnas.profilers.fusion import Fusion
 from hwnas.profilers.kernel import Kernel
 from hwnas.profilers.kernel_table import KernelTable
-from hwnas.profilers.latency import _title
 from hwnas.profilers.optimised import channel_block, kernels_of, optimised_graph
 from hwnas.profilers.profiler import domain_of
 from hwnas.profilers.traced_space import TracedSpace
@@ -246,7 +245,7 @@ def test_the_cost_of_a_member_is_that_of_its_kernels() -> None:
     space = Mixed()
     table = KernelTable(space, Fusion(TracedSpace(space, torch.randn(1, 3, 8, 8)).traces[0], 16))
     costs = np.random.default_rng(0).uniform(0.1, 1, len(table.kernels))
-    model = table.add_up(costs, constant=2.0)
+    model = table.add_up(costs, constant=2.0).cost_model
     for sample in space.grid():
         expected = 2.0 + sum(costs[table.kernels.index(kernel)] * n for kernel, n in table.counter(sample).items())
         assert model.evaluate(sample) == pytest.approx(expected)
@@ -410,6 +409,21 @@ def test_kernels_are_refused_where_they_are_not_known(
         )
 
 
+def test_kernels_of_a_space_that_needs_blocks_are_refused_with_advice() -> None:
+    class Sliced(nn.ModelSpace):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.LayerChoice([nn.Conv2d(3, 3, 1), nn.ReLU()], label="a")
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.a(x[:, :, 1:])
+
+    with pytest.raises(
+        UnsupportedError, match=r'Sliced cannot .* fuses aten\.slice\. Take granularity "auto" or "blocks"'
+    ):
+        OnnxRuntimeLatencyProfiler(Sliced(), torch.zeros(1, 3, 8, 8), granularity="kernels")
+
+
 def test_an_unknown_granularity_is_an_error() -> None:
     granularity: Any = "layers"
     with pytest.raises(ValueError, match="'layers'; expected one of auto, blocks, kernels"):
@@ -418,7 +432,7 @@ def test_an_unknown_granularity_is_an_error() -> None:
 
 def test_kernels_have_names_that_people_can_read() -> None:
     conv = Kernel("Conv", (3, 3, 2), 1, (1, 16, 32, 32), 32, activation=True, sum=True)
-    assert _title(conv) == "Conv 3x3, 16 to 32 channels of 32x32, stride 2, activation, sum"
-    assert _title(Kernel("Conv", (5, 5, 1), 8, (1, 8, 4, 4), 8)) == "Conv 5x5, 8 channels of 4x4, 8 groups"
-    assert _title(Kernel("Add", (), 1, (1, 8, 4, 4), 8, constant=True)) == "Add, 8 channels of 4x4, constant"
-    assert _title(Kernel("Gemm", (), 1, (2, 64), 10)) == "Gemm, 64 to 10 channels of 1"
+    assert conv.title == "Conv 3x3, 16 to 32 channels of 32x32, stride 2, activation, sum"
+    assert Kernel("Conv", (5, 5, 1), 8, (1, 8, 4, 4), 8).title == "Conv 5x5, 8 channels of 4x4, 8 groups"
+    assert Kernel("Add", (), 1, (1, 8, 4, 4), 8, constant=True).title == "Add, 8 channels of 4x4, constant"
+    assert Kernel("Gemm", (), 1, (2, 64), 10).title == "Gemm, 64 to 10 channels of 1"

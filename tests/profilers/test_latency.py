@@ -83,8 +83,11 @@ def macs_of(model: torch.nn.Module, *inputs: Tensor) -> float:
     return float(total)
 
 
-def pretend_to_export(models: Sequence[torch.nn.Module], inputs: Sequence[tuple[Tensor, ...]]) -> list[bytes]:
+def pretend_to_export(
+    models: Sequence[torch.nn.Module], inputs: Sequence[tuple[Tensor, ...]], progress: Callable[[int], None]
+) -> list[bytes]:
     """Stand in for `build_many`: all that these machines look at is the arithmetic."""
+    progress(len(models))
     return [str(macs_of(model, *each)).encode() for model, each in zip(models, inputs, strict=True)]
 
 
@@ -375,8 +378,18 @@ def test_progress_is_told(install: Callable[..., Machine]) -> None:
     install()
     told: list[tuple[str, int, int]] = []
     OnnxRuntimeLatencyProfiler(Net([4]), X, calibration=2, progress=lambda *said: told.append(said))
-    assert [what for what, _, _ in told] == ["export", "export", "measure"]
-    assert all(done in (0, total) for _, done, total in told)
+    assert list(dict.fromkeys(what for what, _, _ in told)) == [
+        "trace",
+        "find parts",
+        "build members",
+        "export",
+        "measure",
+    ]
+    for what in ("trace", "find parts", "build members", "export"):
+        done = [n for each, n, _ in told if each == what]
+        assert done[0] == 0
+        assert done == sorted(done)
+        assert {of for each, _, of in told if each == what} == {done[-1]}
 
 
 # -- the store -----------------------------------------------------------------------------------------------

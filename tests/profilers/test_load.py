@@ -100,7 +100,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
         simulated.began = simulated.now = simulated.now + 10.0
         return measure(*arguments, **options)
 
-    def export(models: Sequence[torch.nn.Module], inputs: Sequence[tuple[Tensor, ...]]) -> list[bytes]:
+    def export(models: Sequence[torch.nn.Module], inputs: Sequence[tuple[Tensor, ...]], **options: Any) -> list[bytes]:
         return [str(macs_of(model, *each)).encode() for model, each in zip(models, inputs, strict=True)]
 
     monkeypatch.setattr(measuring, "Runner", simulated.runner)
