@@ -40,38 +40,58 @@ class NumParamsProfiler(Profiler):
 
 
 def _parts(trace: Trace) -> list[tuple[str, Table]]:
-    held = _held(trace)
+    modules = list(trace.space.named_modules())
+    held = _held(trace, {id(module): name for name, module in modules})
     logic = trace.logic
+    tabulated = _Tabulated()
     parts: list[tuple[str, Table]] = []
     # A parameter that several modules share is there when any of them is, and counts once.
     owners: dict[int, list[Table]] = {}
     sizes: dict[int, tuple[str, int]] = {}
-    for name, module in trace.space.named_modules():
-        if isinstance(module, MixedOperation):
-            parts.append((name, logic.masked(_sliced_size(module), [*trace.conditions, logic.any(held[id(module)])])))
-            continue
-        if isinstance(module, TracedNasBench101Cell):
-            here = [*trace.conditions, logic.any(held[id(module)])]
-            parts += [(name, logic.masked(size, here)) for size in module.parameters_held()]
-            continue
+    for name, module in modules:
+        if isinstance(module, BaseSuperNetModule):
+            if isinstance(module, MixedOperation):
+                here = [*trace.conditions, logic.any(held[id(module)])]
+                parts.append((name, logic.masked(_sliced_size(module, tabulated), here)))
+                continue
+            if isinstance(module, TracedNasBench101Cell):
+                here = [*trace.conditions, logic.any(held[id(module)])]
+                parts += [(name, logic.masked(size, here)) for size in module.parameters_held()]
+                continue
         for parameter in module._parameters.values():
             if parameter is not None and id(module) in held:
                 owners.setdefault(id(parameter), []).extend(held[id(module)])
                 sizes[id(parameter)] = (name, parameter.numel())
+    # Those of one module that the same members hold are one part.
+    numbers: dict[tuple[str, int], tuple[int, Table]] = {}
     for key, (name, size) in sizes.items():
-        number = trace.symbols.evaluate(size)
-        parts.append((name, logic.masked(number, [*trace.conditions, logic.any(owners[key])])))
+        when = logic.any(owners[key])
+        known, _ = numbers.get((name, id(when)), (0, when))
+        numbers[name, id(when)] = known + size, when
+    for (name, _), (number, when) in numbers.items():
+        parts.append((name, logic.masked(trace.symbols.evaluate(number), [*trace.conditions, when])))
     return parts
 
 
-def _held(trace: Trace) -> dict[int, list[Table]]:
+class _Tabulated:
+    """Tabulates expressions, each once: modules in a row share their numbers of channels."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[MutableExpression, Table]] = {}  # kept, so that no identity is used twice
+
+    def __call__(self, expression: MutableExpression) -> Table:
+        if id(expression) not in self._known:
+            self._known[id(expression)] = expression, tabulate(expression)
+        return self._known[id(expression)][1]
+
+
+def _held(trace: Trace, names: dict[int, str]) -> dict[int, list[Table]]:
     """Return for each module, by identity, where members hold it: one table for each place at which it stands.
 
     A member holds the module that was chosen and the first blocks, whether it calls them or not. What a primitive
     of another kind keeps is not known, so there members hold what they call.
     """
     logic = trace.logic
-    names = {id(module): name for name, module in trace.space.named_modules()}
     called: dict[str, list[Table]] = {}
     for call in trace.modules:
         called.setdefault(call.module, []).append(logic.all(call.conditions))
@@ -83,11 +103,14 @@ def _held(trace: Trace) -> dict[int, list[Table]]:
 
     def visit(module: nn.Module, here: Table) -> None:
         held.setdefault(id(module), []).append(here)
-        if isinstance(module, MixedOperation):
+        if not isinstance(module, BaseSuperNetModule):  # the most by far
+            for child in module.children():
+                visit(child, here)
+        elif isinstance(module, MixedOperation):
             return  # what it consists of is sliced, and counted, with it
-        if isinstance(module, TracedNasBench101Cell):
+        elif isinstance(module, TracedNasBench101Cell):
             return  # it says itself what its graphs hold
-        if isinstance(module, MixedLayer):
+        elif isinstance(module, MixedLayer):
             choice = tabulate(module.choice)
             for name in module.names:
                 visit(
@@ -104,7 +127,7 @@ def _held(trace: Trace) -> dict[int, list[Table]]:
             for index, block in enumerate(module.blocks):
                 visit(block, logic.all([here, where(depth, index.__lt__)]))
         else:
-            known = not isinstance(module, BaseSuperNetModule) or isinstance(module, MixedRepeat)
+            known = isinstance(module, MixedRepeat)
             for child in module.children():
                 by_call = None if known else called.get(names[id(child)])
                 visit(child, here if by_call is None else logic.any(by_call))
@@ -113,7 +136,7 @@ def _held(trace: Trace) -> dict[int, list[Table]]:
     return held
 
 
-def _sliced_size(module: MixedOperation) -> Table:
+def _sliced_size(module: MixedOperation, tabulated: _Tabulated) -> Table:
     arguments = module.written_arguments()
     expressions = [expression for argument in arguments.values() for expression in expressions_in(argument)]
     buffers = {name for name, _ in nn.Module.named_buffers(module)}
@@ -129,5 +152,5 @@ def _sliced_size(module: MixedOperation) -> Table:
             known[key] = sum(shape.numel() for name, shape in shapes.items() if name not in buffers)
         return known[key]
 
-    sizes = combined(np.frompyfunc(size, len(expressions), 1), [tabulate(each) for each in expressions], MAX_DENSE)
+    sizes = combined(np.frompyfunc(size, len(expressions), 1), [tabulated(each) for each in expressions], MAX_DENSE)
     return Table(sizes.labels, sizes.values.astype(np.int64))

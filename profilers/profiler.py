@@ -218,7 +218,8 @@ def build_cost_model(space: Mutable, parts: Iterable[tuple[str, Table]], unit: s
     domain = domain_of(space)
     factors = []
     for (name, labels), values in merged.items():
-        full = np.broadcast_to(values, [length_of(label, domain) for label in labels])
+        shape = tuple(length_of(label, domain) for label in labels)
+        full = values if values.shape == shape else np.broadcast_to(values, shape)
         factors.append(Factor(labels, full, name=name))
     return CostModel(domain, factors, constant=constant, unit=unit, constraints=constraints_of(space))
 
