@@ -42,11 +42,18 @@ class Allocation:
     uses: list[tuple[int, Table]] = field(default_factory=list)
 
 
-def allocations_of(trace: Trace) -> list[Allocation]:
+def allocations_of(trace: Trace, *, uses: bool = True) -> list[Allocation]:
     """Return what the inputs and the operators of a trace allocate, in the order of execution.
 
     Views and results of in-place operators share the memory of what they were made from. Weights, and views of
     them, are left out, as is what operators allocate for themselves while they run.
+
+    Parameters
+    ----------
+    trace : Trace
+        Of the whole space.
+    uses : bool
+        Whether to find out which operators read and write what is allocated, which takes longest.
 
     Raises
     ------
@@ -59,7 +66,7 @@ def allocations_of(trace: Trace) -> list[Allocation]:
                 f"InputChoice {module.label!r}: memory is not known for a choice of any number of inputs, since every "
                 "number of them writes other intermediate sums; give it n_chosen"
             )
-    ledger = _Ledger(trace)
+    ledger = _Ledger(trace, uses)
     here = trace.logic.all(trace.conditions)
     for tensor in trace.inputs:
         ledger.allocate(tensor, INPUT, here, -1)
@@ -76,7 +83,8 @@ def allocations_of(trace: Trace) -> list[Allocation]:
 class _Ledger:
     """Knows for the storage of every tensor what it may be: allocations, each with a condition."""
 
-    def __init__(self, trace: Trace) -> None:
+    def __init__(self, trace: Trace, uses: bool) -> None:
+        self._uses = uses
         self.allocations: list[Allocation] = []
         self._symbols = trace.symbols
         self._logic = trace.logic
@@ -105,13 +113,18 @@ class _Ledger:
                 self.allocate(tensor, call.module, where, step)
 
     def join(self, join: Join) -> None:
-        self._known[storage_of(join.result)] = [
-            (allocation, self._logic.all([condition, when]))
-            for (source, _), when in zip(join.sources, join.chosen, strict=True)
-            for allocation, condition in self._known.get(storage_of(source), [])
-        ]
+        known: list[tuple[Allocation, Table]] = []
+        if self._uses:
+            for (source, _), chosen in zip(join.sources, join.chosen, strict=True):
+                for allocation, condition in self._known.get(storage_of(source), []):
+                    when = self._logic.all([condition, chosen])
+                    if when.values.any():
+                        known.append((allocation, when))
+        self._known[storage_of(join.result)] = known
 
     def use(self, tensor: Tensor, step: int, where: Table) -> None:
+        if not self._uses:
+            return
         for allocation, condition in self._known.get(storage_of(tensor), []):
             when = self._logic.all([where, condition])
             if when.values.any():

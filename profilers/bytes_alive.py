@@ -93,7 +93,7 @@ class BytesAlive:
                 terms = [self._term(where, size, until[bisect_left(uses, position)]) for size, uses, until in alive]
                 terms += [self._term(where, self._ceiling(a.size), EVERYWHERE) for a in new]
                 found = [term for term in terms if term is not None]
-                yield Step(new[0].name, where, found, sum(float(term.values.max()) for term in found))
+                yield Step(new[0].name, where, found, sum(term.most for term in found))
                 alive += [(self._ceiling(a.size), [use for use, _ in a.uses], self._until(a)) for a in new]
 
     def named(self, table: Ceiling) -> Table:
@@ -175,7 +175,7 @@ def total(step: Step, sizes: Sequence[int], limit: int, floor: float) -> Ceiling
     sums: dict[Scope, Ceiling] = {}
     for term in step.terms:
         sums[term.scope] = plus(sums[term.scope], term) if term.scope in sums else term
-    if sum(float(each.values.max()) for each in sums.values()) <= floor:
+    if sum(each.most for each in sums.values()) <= floor:
         return None
     condition, options = step.where.condition, step.where.options
     lengths = {p: len(options[p]) if p in options else sizes[p] for p in together(condition.scope, *sums)}

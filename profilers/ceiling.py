@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -28,6 +29,11 @@ class Ceiling:
     scope: Scope
     values: np.ndarray
     is_exact: bool = True
+
+    @cached_property
+    def most(self) -> float:
+        """The largest value."""
+        return float(self.values.max())
 
     def spread(self, scope: Scope) -> np.ndarray:
         """Return the values with one axis for each label of a scope, of length one for those that do not matter."""

@@ -59,7 +59,7 @@ class ActivationMemoryProfiler(Profiler):
         parts = [
             (allocation.name, allocation.size)
             for trace in traced(space, example_inputs).traces
-            for allocation in allocations_of(trace)
+            for allocation in allocations_of(trace, uses=False)
             if allocation.name != INPUT
         ]
         super().__init__(build_cost_model(space, parts, unit="bytes"), name="activation_bytes")

@@ -63,7 +63,7 @@ def peak_bound(timelines: Iterable[Sequence[Allocation]]) -> PeakBound:
         if step.most <= floor:
             break  # nothing that follows can be a peak
         table = total(step, found.sizes, MAX_STEP, floor)
-        if table is None or table.values.max() <= floor:
+        if table is None or table.most <= floor:
             continue
         if table.is_exact and not step.where.options:
             floor = max(floor, float(table.values.min()))
@@ -71,7 +71,7 @@ def peak_bound(timelines: Iterable[Sequence[Allocation]]) -> PeakBound:
         needed[key] = step.where, _larger(needed[key][1], part) if key in needed else part
     parts: dict[Scope, _Part] = {}
     for where, part in needed.values():
-        if part.table.values.max() > floor:
+        if part.table.most > floor:
             full = everywhere(part.table, where, found.sizes)
             excess = Ceiling(full.scope, np.maximum(full.values - floor, 0), full.is_exact).reduced()
             part = _Part(part.name, _fitting(excess, (), found.sizes))
@@ -83,13 +83,13 @@ def peak_bound(timelines: Iterable[Sequence[Allocation]]) -> PeakBound:
 
 
 def _larger(a: _Part, b: _Part) -> _Part:
-    return _Part(a.name if a.table.values.max() >= b.table.values.max() else b.name, larger(a.table, b.table))
+    return _Part(a.name if a.table.most >= b.table.most else b.name, larger(a.table, b.table))
 
 
 def _join(parts: Iterable[_Part], sizes: Sequence[int]) -> list[_Part]:
     """Join parts by their maximum while the tables stay small."""
     joined: list[_Part] = []
-    for part in sorted(parts, key=lambda part: -float(part.table.values.max())):
+    for part in sorted(parts, key=lambda part: -part.table.most):
         if not any(_covers(host.table, part.table) for host in joined):
             place, both = _placed(joined, part, sizes)
             joined[place : place + 1] = [both]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -87,7 +88,7 @@ def sizes_of(tables: Iterable[Table]) -> dict[str, int]:
 
 def check_table_size(shape: Iterable[int], labels: Iterable[str]) -> None:
     """Raise `UnsupportedError` when a table over these labels would be too large."""
-    entries = int(np.prod(list(shape), dtype=float))
+    entries = math.prod(shape)
     if entries > MAX_TABLE:
         raise UnsupportedError(
             f"a cost depends on {', '.join(base_labels(labels))} together: {entries:,} combinations, more than "
@@ -263,8 +264,8 @@ def _overlap(labels: Sequence[str]) -> bool:
     return len({label for base in bases for label in base}) < sum(map(len, bases))
 
 
-def _entries(tables: Iterable[Table]) -> float:
-    return float(np.prod(list(sizes_of(tables).values()), dtype=float))
+def _entries(tables: Iterable[Table]) -> int:
+    return math.prod(sizes_of(tables).values())
 
 
 def _distinct(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
