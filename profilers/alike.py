@@ -1,7 +1,9 @@
-"""Whether two modules compute the same but for the values of their parameters."""
+"""Whether two modules compute the same but for the values of their parameters, and two functions make the same."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -37,6 +39,13 @@ def structure_of(module: nn.Module) -> Any:
     children = [(name, None if child is None else structure_of(child)) for name, child in module._modules.items()]
     hooks = [id(hook) for name in _HOOKS for hook in state[name].values()]
     return type(module), module.training, tuple(own), tuple(tensors), tuple(children), tuple(hooks)
+
+
+def arguments_of(function: Callable[..., Any]) -> Any:
+    """Return what is equal for functions with the same arguments filled in. They have to be kept meanwhile."""
+    if type(function) is partial:
+        return function.func, _frozen(function.args), _frozen(function.keywords)
+    return function
 
 
 def _frozen(value: Any) -> Any:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -16,10 +15,11 @@ from hwnas.profilers.profiler import Profiler, build_cost_model
 from hwnas.profilers.symbols import tabulate
 from hwnas.profilers.tables import MAX_DENSE, Table, combined
 from hwnas.profilers.trace import Inputs, Trace
+from hwnas.profilers.traced_factory_choice import TracedFactoryChoice
 from hwnas.profilers.traced_nas_bench_101_cell import TracedNasBench101Cell
 from hwnas.profilers.traced_space import TracedSpace, traced
 from hwnas.space import MutableExpression
-from hwnas.supernet import BaseSuperNetModule, MixedFactoryChoice, MixedLayer, MixedOperation, MixedRepeat
+from hwnas.supernet import BaseSuperNetModule, MixedLayer, MixedOperation, MixedRepeat
 
 
 class NumParamsProfiler(Profiler):
@@ -57,6 +57,9 @@ def _parts(trace: Trace) -> list[tuple[str, Table]]:
             if isinstance(module, TracedNasBench101Cell):
                 here = [*trace.conditions, logic.any(held[id(module)])]
                 parts += [(name, logic.masked(size, here)) for size in module.parameters_held()]
+                continue
+            if isinstance(module, TracedFactoryChoice):
+                parts += _candidates(trace, name, module, [*trace.conditions, logic.any(held[id(module)])])
                 continue
         for parameter in module._parameters.values():
             if parameter is not None and id(module) in held:
@@ -97,10 +100,6 @@ def _held(trace: Trace, names: dict[int, str]) -> dict[int, list[Table]]:
         called.setdefault(call.module, []).append(logic.all(call.conditions))
     held: dict[int, list[Table]] = {}
 
-    def where(table: Table, holds: Callable[[Any], bool]) -> Table:
-        values = np.array([bool(holds(value)) for value in table.values.flat]).reshape(table.values.shape)
-        return logic.same(Table(table.labels, values))
-
     def visit(module: nn.Module, here: Table) -> None:
         held.setdefault(id(module), []).append(here)
         if not isinstance(module, BaseSuperNetModule):  # the most by far
@@ -108,24 +107,19 @@ def _held(trace: Trace, names: dict[int, str]) -> dict[int, list[Table]]:
                 visit(child, here)
         elif isinstance(module, MixedOperation):
             return  # what it consists of is sliced, and counted, with it
-        elif isinstance(module, TracedNasBench101Cell):
-            return  # it says itself what its graphs hold
+        elif isinstance(module, TracedNasBench101Cell | TracedFactoryChoice):
+            return  # they say themselves what they hold
         elif isinstance(module, MixedLayer):
             choice = tabulate(module.choice)
             for name in module.names:
                 visit(
                     module.candidate(name),
-                    logic.all([here, where(choice, name.__eq__)]),
+                    logic.all([here, _where(trace, choice, name.__eq__)]),
                 )
-        elif isinstance(module, MixedFactoryChoice):
-            choice, source = tabulate(module.choice), tabulate(module.source[0])
-            for name, read in itertools.product(module.names, module.source.values):
-                chosen = [where(choice, name.__eq__), where(source, read.__eq__)]
-                visit(module.candidate(name, read), logic.all([here, *chosen]))
         elif isinstance(module, MixedRepeat) and isinstance(module.depth, MutableExpression):
             depth = tabulate(module.depth)
             for index, block in enumerate(module.blocks):
-                visit(block, logic.all([here, where(depth, index.__lt__)]))
+                visit(block, logic.all([here, _where(trace, depth, index.__lt__)]))
         else:
             known = isinstance(module, MixedRepeat)
             for child in module.children():
@@ -134,6 +128,19 @@ def _held(trace: Trace, names: dict[int, str]) -> dict[int, list[Table]]:
 
     visit(trace.space, ALWAYS)
     return held
+
+
+def _candidates(trace: Trace, name: str, choice: TracedFactoryChoice, here: list[Table]) -> Iterator[tuple[str, Table]]:
+    """Yield what the candidates of a choice hold, also those that are one module with candidates elsewhere."""
+    names, sources = tabulate(choice.choice), tabulate(choice.source[0])
+    for path, candidate, source, size in choice.parameters_held():
+        chosen = [_where(trace, names, candidate.__eq__), _where(trace, sources, source.__eq__)]
+        yield f"{name}.{path}", trace.logic.masked(trace.symbols.evaluate(size), [*here, *chosen])
+
+
+def _where(trace: Trace, table: Table, holds: Callable[[Any], bool]) -> Table:
+    values = np.array([bool(holds(value)) for value in table.values.flat]).reshape(table.values.shape)
+    return trace.logic.same(Table(table.labels, values))
 
 
 def _sliced_size(module: MixedOperation, tabulated: _Tabulated) -> Table:

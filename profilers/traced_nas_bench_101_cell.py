@@ -16,7 +16,7 @@ from hwnas.profilers.symbols import listed_values
 from hwnas.profilers.tables import Table, combined, disjunction
 from hwnas.profilers.tracer import Tracer
 from hwnas.space import Categorical, CategoricalMultiple, Mutable
-from hwnas.supernet import BaseSuperNetModule, MixedNasBench101Cell, Relaxation
+from hwnas.supernet import BaseSuperNetModule, Relaxation
 
 Case = tuple[Tensor, Table]
 """A tensor, and when it is meant."""
@@ -239,11 +239,6 @@ class TracedNasBench101Cell(BaseSuperNetModule, NasBench101Cell):
         if not isinstance(module, NasBench101Cell) or isinstance(module, BaseSuperNetModule):
             return False
         return cls.adopt(module, mutate_kwargs["relaxation"])
-
-
-def for_tracing(hooks: Sequence[Any]) -> list[Any]:
-    """Return mutation hooks in which `TracedNasBench101Cell` stands in the place of `MixedNasBench101Cell`."""
-    return [TracedNasBench101Cell.mutate if hook == MixedNasBench101Cell.mutate else hook for hook in hooks]
 
 
 def _behind(state: Any, sources: Sequence[int], node: int) -> Any:

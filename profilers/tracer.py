@@ -13,7 +13,6 @@ from torch.utils import _pytree as pytree
 
 from hwnas.errors import UnsupportedError
 from hwnas.nn import ModelSpace
-from hwnas.profilers.alike import structure_of
 from hwnas.profilers.logic import ALWAYS, Logic
 from hwnas.profilers.symbols import SymbolTable, listed_values, tabulate
 from hwnas.profilers.tables import Table, combined, holds_always
@@ -46,14 +45,14 @@ class TracedMixture(Mixture):
     def together(
         self, inputs: Sequence[Tensor], candidates: Sequence[Sequence[nn.Module]]
     ) -> list[tuple[list[int], Tensor]]:
-        """Run values at once whose inputs have one shape and whose candidates compute the same.
+        """Run values at once whose inputs have one shape and whose candidates are the same modules.
 
         A tensor stands for their inputs, so that what candidates cost is found once and not for every input that they
         may read.
         """
         groups: dict[Any, list[list[int]]] = {}
         for position, (tensor, row) in enumerate(zip(inputs, candidates, strict=True)):
-            known = groups.setdefault((tensor.dtype, tensor.device, *map(structure_of, row)), [])
+            known = groups.setdefault((tensor.dtype, tensor.device, *map(id, row)), [])
             same = (group for group in known if self._tracer.same_shapes(inputs[group[0]], tensor))
             group = next(same, None)
             if group is None:
@@ -156,6 +155,8 @@ class Tracer(Relaxation):
         self.fixed = fixed
         self.typical = {**self._generic, **(typical or {})}
         self.read: dict[str, None] = {}
+        #: Runs a module without choices: see `Repeats.run`.
+        self.run: Callable[..., Any]
 
     def _table(self, decision: MutableExpression) -> Table:
         if decision not in self._tables:

@@ -23,16 +23,31 @@ from hwnas.errors import UnsupportedError
 from hwnas.nn import ModelSpace
 from hwnas.profilers.dead_ends import drop_dead_ends
 from hwnas.profilers.guards import fingerprint, violations
+from hwnas.profilers.repeats import Repeats
 from hwnas.profilers.stand_ins import StandInWeights, output_like_input
 from hwnas.profilers.symbols import is_listed, listed_values
 from hwnas.profilers.tables import Table, at, realised
 from hwnas.profilers.trace import Inputs, ModuleCall, OpCall, Trace
-from hwnas.profilers.traced_nas_bench_101_cell import for_tracing
+from hwnas.profilers.traced_factory_choice import TracedFactoryChoice
+from hwnas.profilers.traced_nas_bench_101_cell import TracedNasBench101Cell
 from hwnas.profilers.tracer import Tracer
 from hwnas.space import CategoricalMultiple, Sample
-from hwnas.supernet import DEFAULT_HOOKS, MutationHook, is_supernet, make_supernet
+from hwnas.supernet import (
+    DEFAULT_HOOKS,
+    MixedFactoryChoice,
+    MixedNasBench101Cell,
+    MutationHook,
+    is_supernet,
+    make_supernet,
+)
 
 MAX_TRACES = 256
+
+_FOR_TRACING: dict[MutationHook, MutationHook] = {
+    MixedNasBench101Cell.mutate: TracedNasBench101Cell.mutate,
+    MixedFactoryChoice.mutate: TracedFactoryChoice.mutate,
+}
+"""What stands in the place of hooks that make something else than what is traced."""
 
 
 class _Recorder(TorchDispatchMode):
@@ -131,6 +146,7 @@ def trace_space(
         with torch.no_grad(), mode, _without_fast_path():
             fake = [mode.from_tensor(value, static_shapes=True) for value in inputs]
             trace.inputs = tuple(fake)
+            tracer.run = Repeats(trace, tracer.conditions, callers, names, mode).run
             with _Recorder(trace, tracer, callers, mode), StandInWeights(tracer):
                 output = traced(*fake)
             trace.outputs = tuple(leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor))
@@ -159,7 +175,7 @@ def make_traceable(space: ModelSpace, hooks: Sequence[MutationHook] = DEFAULT_HO
             "the space has been made into a super-net already; make its profilers before a strategy changes it"
         )
     tracer = Tracer(space)
-    return tracer, make_supernet(copy.deepcopy(space).eval(), tracer, for_tracing(hooks))
+    return tracer, make_supernet(copy.deepcopy(space).eval(), tracer, [_FOR_TRACING.get(hook, hook) for hook in hooks])
 
 
 @contextmanager

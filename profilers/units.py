@@ -118,7 +118,7 @@ def units_of(trace: Trace) -> Iterator[Unit]:
     Unit
         In the order of execution, modules before loose operators.
     """
-    modules = dict(trace.space.named_modules())
+    modules = dict(trace.space.named_modules(remove_duplicate=False))
     operators = operators_with(trace)
     # For each call of a module: when an operator inside is left in an exported member.
     live = [NEVER] * len(trace.modules)

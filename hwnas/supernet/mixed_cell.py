@@ -128,16 +128,18 @@ class MixedFactoryChoice(MixedCandidates, FactoryChoice):
     def adopt(cls, module: nn.Module, relaxation: Relaxation) -> Self:
         """Take over the operation of the default sample, and make all others."""
         assert isinstance(module, FactoryChoice)
-        default_name = module.choice.default_value()
-        rows = []
-        for source in module.source.values:
-            row = module.make_several(module.names, source)
-            if [source] == module.source.default_value():
-                row[module.names.index(default_name)] = module.default_operation
-            rows.append(nn.ModuleList(row))
+        rows = [module.make_several(module.names, source) for source in module.source.values]
+        (default_source,) = module.source.default_value()
+        row = rows[list(module.source.values).index(default_source)]
+        row[module.names.index(module.choice.default_value())] = module.default_operation
+        return cls.adopt_made(module, rows, relaxation)
+
+    @classmethod
+    def adopt_made(cls, module: FactoryChoice, made: Sequence[Sequence[nn.Module]], relaxation: Relaxation) -> Self:
+        """Take over a choice, given for each input the list of the candidates."""
         mixed = super().adopt(module, relaxation)
         del mixed.default_operation
-        mixed.made = nn.ModuleList(rows)
+        mixed.made = nn.ModuleList(map(nn.ModuleList, made))
         return mixed
 
     def candidate(self, name: int | str, source: int) -> nn.Module:
