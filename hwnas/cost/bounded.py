@@ -95,3 +95,12 @@ def member_rows(steps: Sequence[Step], n_labels: int, choices: IndexArray) -> In
     for i, step in enumerate(steps):
         rows[:, step.labels] = step.options[choices[:, i]]
     return rows
+
+
+def fill(
+    rows: IndexArray, labels: Sequence[int], weights: Sequence[npt.NDArray[np.float64]], rng: np.random.Generator
+) -> None:
+    """Draw labels that are not on the path, in proportion to their weights, into rows of option indices."""
+    for label in labels:
+        weight = weights[label]
+        rows[:, label] = rng.choice(len(weight), size=len(rows), p=weight / weight.sum())

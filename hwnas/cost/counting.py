@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hwnas.cost.aim import Aim, NothingError, aims_at, aims_regardless
-from hwnas.cost.bounded import Bounded, bound_labels, loose_labels, member_rows, within_all
+from hwnas.cost.bounded import Bounded, bound_labels, fill, loose_labels, member_rows, within_all
 from hwnas.cost.draws import ENUMERATION_LIMIT
 from hwnas.cost.histograms import LEVELS, TooManyError, Window, resolutions
 from hwnas.cost.lattice import FloatArray
@@ -113,8 +113,7 @@ def _from_draws(ranges: Sequence[Bounded], uniform: Sequence[FloatArray], free: 
     total = histograms.weight(window) * math.prod(first.sizes[p] for p in loose)
     rng = np.random.default_rng(0)
     rows = member_rows(lattice.steps, len(first.labels), histograms.draw(window, _DRAWS, rng))[:, : first.n_labels]
-    for p in loose:
-        rows[:, p] = rng.integers(first.sizes[p], size=_DRAWS)
+    fill(rows, loose, uniform, rng)
     within = within_all(ranges, rows)
     seen, unwanted = (len(np.unique(rows[which], axis=0)) for which in (within, ~within))
     value = min(max(total * float(within.mean()), seen), total - unwanted)

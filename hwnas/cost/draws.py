@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from hwnas.cost.aim import Aim, NothingError, aims_at, aims_regardless
-from hwnas.cost.bounded import Bounded, bound_labels, loose_labels, member_rows, within_all
+from hwnas.cost.bounded import Bounded, bound_labels, fill, loose_labels, member_rows, within_all
 from hwnas.cost.conflict import weighted_sum
 from hwnas.cost.histograms import LEVELS, Histograms, TooManyError, Window, resolutions
 from hwnas.cost.lattice import FloatArray, IndexArray
@@ -93,7 +93,7 @@ class Draws:
                 batches.append(batch)
                 missing -= len(batch)
             found = np.concatenate(batches)
-        self._fill(found, self._free, rng)
+        fill(found, self._free, self._weights, rng)
         return found
 
     def _best_way(self) -> _Way:
@@ -164,13 +164,8 @@ class Draws:
 
     def _accepted(self, way: _Way, n: int, rng: np.random.Generator) -> IndexArray:
         rows = member_rows(way.steps, len(self._weights), way.histograms.draw(way.window, n, rng))
-        self._fill(rows, way.loose, rng)
+        fill(rows, way.loose, self._weights, rng)
         return rows[within_all(self._ranges, rows)]
-
-    def _fill(self, rows: IndexArray, labels: Sequence[int], rng: np.random.Generator) -> None:
-        """Draw labels that are not on the path."""
-        for label in labels:
-            rows[:, label] = rng.choice(len(self._weights[label]), size=len(rows), p=self._weights[label])
 
     def _list(self, way: _Way) -> bool:
         """List the feasible set if it is small."""

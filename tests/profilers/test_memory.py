@@ -373,6 +373,26 @@ def test_what_no_member_has_together_counts_once(monkeypatch: pytest.MonkeyPatch
     assert rough.cost_model.maximum().cost == max(rough.evaluate(list(space.grid())))
 
 
+class Waiting(nn.ModelSpace):
+    """What any of two layers reads waits for parts that run where one of two choices wants them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 1)
+        self.behind = nn.LayerChoice([nn.Conv2d(8, 4, 1), nn.Conv2d(8, 4, 3, padding=1)], label="behind")
+        self.parts = torch.nn.ModuleList(nn.Conv2d(3, n, 1) for n in (30, 60))
+        self.one, self.other = (nn.InputChoice(2, n_chosen=1, label=label) for label in ("one", "other"))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        parts = [part(x).mean(1, keepdim=True) for part in self.parts]
+        return self.behind(y) + self.one(parts) * self.other(parts)
+
+
+def test_what_is_read_later_waits_and_what_nobody_wants_does_not_run() -> None:
+    assert all_right(Waiting()).is_exact
+
+
 class Graphs(nn.ModelSpace):
     """A cell of any graph of up to five nodes."""
 
