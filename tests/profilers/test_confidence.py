@@ -72,6 +72,21 @@ def test_what_is_accepted(confidence: float, more: Callable[[Sample], float]) ->
     assert all(within.low <= profiler.profile(sample) <= within.high for sample in accepted)
 
 
+def test_each_end_alone_with_a_large_error() -> None:
+    profiler = Uncertain(0.2)
+    at_least, at_most = (RangeProfilerFilter(profiler, **end, confidence=0.9) for end in ({"min": 14.0}, {"max": 20.0}))
+    for sample in SAMPLES:
+        assert at_least(sample) == (probability(profiler, sample, 14.0, math.inf) >= 0.9)
+        assert at_most(sample) == (probability(profiler, sample, -math.inf, 20.0) >= 0.9)
+
+
+def test_a_limit_that_no_cost_can_be_below_is_no_limit() -> None:
+    for least in (0.0, -1.0):
+        within = RangeProfilerFilter(Uncertain(0.9), min=least, confidence=0.9)
+        assert within.low == least
+        assert all(map(within, SAMPLES))
+
+
 @pytest.mark.parametrize("confidence", [None, 0.9])
 def test_many_are_accepted_as_each_is(confidence: float | None) -> None:
     within = RangeProfilerFilter(Uncertain(0.02, wider_where_a_is_large), 14.2, 19.3, confidence)
