@@ -312,6 +312,36 @@ def test_the_misfit_is_a_share_of_all_but_the_empty_run(install: Callable[..., M
     assert profiler.least_relative_stderr <= min(shares) * (1 + 1e-9)
 
 
+def test_the_least_error_is_that_of_the_fastest_member_if_all_parts_were_known(install: Callable[..., Machine]) -> None:
+    def noisy(workload: Workload) -> float:
+        noise = int(workload.key[:6], 16) / 0xFFFFFF - 0.5 if workload.name.startswith("member") else 0.0
+        return OVERHEAD + (by_macs(workload, 0.2) - OVERHEAD) * (1 + 0.4 * noise)
+
+    install(noisy)
+    profiler = OnnxRuntimeLatencyProfiler(Net(), X)
+    assert profiler._posterior is not None
+    fastest = min(profiler.profile(sample) for sample in Net().grid())
+    misfit = profiler._posterior.misfit * (fastest - OVERHEAD) / fastest
+    # Members have a standard error of 1 % on this machine, and differ by 1 % from session to session.
+    assert profiler.least_relative_stderr == pytest.approx(math.sqrt(0.01**2 + 0.01**2 + misfit**2))
+    assert 1.5 * OVERHEAD < fastest < 4 * OVERHEAD
+    assert misfit > 0.01
+
+
+def test_an_empty_run_is_on_the_scale_of_its_session(install: Callable[..., Machine]) -> None:
+    class Halved(LatencyStore):
+        def record(self, *arguments: Any, **options: Any) -> int:
+            return super().record(*arguments, anchor_scale=0.5)
+
+    install()
+    space = Net([4])
+    profiler = OnnxRuntimeLatencyProfiler(space, X, store=Halved(), calibration=3)
+    assert profiler.overhead_ms == pytest.approx(OVERHEAD / 2)
+    for sample in space.grid():
+        truth = OVERHEAD + 1e-5 * macs_of(space.freeze(sample))
+        assert profiler.profile(sample) == pytest.approx(truth / 2, rel=1e-6)
+
+
 def test_errors_of_many_members_are_those_of_each(install: Callable[..., Machine]) -> None:
     install(by_key)
     profiler = OnnxRuntimeLatencyProfiler(Net(), X)

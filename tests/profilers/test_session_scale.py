@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from hwnas.profilers import session_scale
 from hwnas.profilers.session_scale import LEAST_NETS, REACH, Scale, compare_sessions
 
 Array = NDArray[np.float64]
@@ -98,6 +99,36 @@ def test_the_line_agrees_with_least_squares_where_nets_are_many_and_errors_norma
     assert found.exponent == pytest.approx(1 + slope, abs=2e-3)
     assert math.log(found.at(1.0)) == pytest.approx(height, abs=2e-3)
     assert found.exponent_error == pytest.approx(math.hypot(0.02, 0.02) / math.sqrt(4000) / np.log(now).std(), rel=0.3)
+
+
+def test_the_line_of_normal_errors_is_that_of_generalised_least_squares(monkeypatch: pytest.MonkeyPatch) -> None:
+    spreads, exponents = (0.01, 0.05), (0.01, 0.2)
+    monkeypatch.setattr(session_scale, "_SPREADS", spreads)
+    monkeypatch.setattr(session_scale, "_EXPONENTS", exponents)
+    monkeypatch.setattr(session_scale, "_DEGREES", 1e9)
+    rng = np.random.default_rng(1)
+    x, errors = rng.normal(0.3, 0.5, 9), rng.uniform(0.02, 0.06, 9)
+    y = 0.1 + 0.08 * x + rng.normal(0, errors)
+    design = np.stack([np.ones(9), x], 1)
+    weights, means, covariances = [], [], []
+    for spread in spreads:
+        for exponent in exponents:
+            prior = np.diag([100.0, exponent**2])  # any height
+            marginal = design @ prior @ design.T + np.diag(errors**2 + spread**2)
+            gain = prior @ design.T @ np.linalg.inv(marginal)
+            weights.append(math.exp(-0.5 * (y @ np.linalg.solve(marginal, y) + np.linalg.slogdet(marginal)[1])))
+            means.append(gain @ y)
+            covariances.append(prior - gain @ design @ prior)
+    # Moments of the mixture, the second ones about zero.
+    p = np.array(weights) / sum(weights)
+    mean = sum(w * m for w, m in zip(p, means, strict=True))
+    second = sum(w * (c + np.outer(m, m)) for w, m, c in zip(p, means, covariances, strict=True))
+    truth = second - np.outer(mean, mean)
+    found, covariance = session_scale._line(x, y, errors)
+    np.testing.assert_allclose(found, mean, rtol=1e-4)
+    np.testing.assert_allclose(covariance, truth, rtol=1e-3)
+    within = sum(w * c for w, c in zip(p, covariances, strict=True))
+    assert truth[1, 1] > 1.3 * within[1, 1]  # components disagree about the slope
 
 
 def test_the_pivot_is_where_nets_are_known_well() -> None:
