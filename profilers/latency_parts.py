@@ -124,7 +124,7 @@ class LatencyParts:
     members : Members
         Remembers the parts.
     progress : callable, optional
-        Called with "find parts", how many parts of the space have been looked at and how many there are.
+        Called with what is being done, how many are done and how many there are.
     """
 
     granularity: Final = "blocks"
@@ -139,7 +139,9 @@ class LatencyParts:
         self._parts: list[_Part] = []
         found: dict[str, tuple[int, Identity]] = {}
         for trace in traces:
+            say("cut into parts", 0, 1)
             units = list(units_of(trace))
+            say("cut into parts", 1, 1)
             for number, unit in enumerate(units):
                 say("find parts", number, len(units))
                 shape = [len(domain[label]) for label in unit.labels]

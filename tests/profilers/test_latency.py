@@ -410,12 +410,13 @@ def test_progress_is_told(install: Callable[..., Machine]) -> None:
     OnnxRuntimeLatencyProfiler(Net([4]), X, calibration=2, progress=lambda *said: told.append(said))
     assert list(dict.fromkeys(what for what, _, _ in told)) == [
         "trace",
+        "cut into parts",
         "find parts",
         "build members",
         "export",
         "measure",
     ]
-    for what in ("trace", "find parts", "build members", "export"):
+    for what in ("trace", "cut into parts", "find parts", "build members", "export"):
         done = [n for each, n, _ in told if each == what]
         assert done[0] == 0
         assert done == sorted(done)
