@@ -38,17 +38,20 @@ def table(rows: list[Row]) -> list[str]:
     return lines
 
 
+def place(report: dict[str, Any]) -> str:
+    """What it was measured on."""
+    machine = report["machine"]
+    parts = machine["processor"], f"{machine['cores']} cores", machine["instruction_set"], f"PyTorch {machine['torch']}"
+    return ", ".join(parts)
+
+
 def section(operator: str) -> list[str]:
     path = RESULTS / f"{operator}.json"
     if not path.exists():
         return [f"### {operator}", "", "Not recorded yet.", ""]
     report = json.loads(path.read_text())
-    machine = report["machine"]
-    where = (
-        f"{machine['processor']}, {machine['cores']} cores, {machine['instruction_set']}, PyTorch {machine['torch']}"
-    )
     plot = f"![{operator}: ratios by shape](../benchmarks/kernels/results/{operator}.svg)"
-    return [f"### {operator}", "", f"{where}.", "", *table(report["rows"]), "", plot, ""]
+    return [f"### {operator}", "", f"{place(report)}.", "", *table(report["rows"]), "", plot, ""]
 
 
 def darts_step(file: str, title: str) -> list[str]:
@@ -64,7 +67,7 @@ def darts_step(file: str, title: str) -> list[str]:
         "",
         f"{report['cells']} cell(s), {report['channels']} channels, batches of {report['batch']}, "
         f"{'bfloat16 by autocast' if report['autocast'] else 'float32'}, {rounds} rounds; the gradients of "
-        "the architecture and those of the weights.",
+        f"the architecture and those of the weights. {place(report)}.",
         "",
         "| threads | way | s | times faster than plain NCHW | than plain of this layout | peak memory, MB |",
         "|---|---|---|---|---|---|",
@@ -89,7 +92,7 @@ def sampled_step() -> list[str]:
         "### A whole step of a sampled super-net",
         "",
         f"A member of a MobileNet-like space, batches of {report['batch']} images of {report['size']} pixels; median "
-        "of the ratios within a round, with quartiles.",
+        f"of the ratios within a round, with quartiles. {place(report)}.",
         "",
         "| | " + " | ".join(f"{run['threads']} thread(s)" for run in report["runs"]) + " |",
         "|---" * (1 + len(report["runs"])) + "|",
@@ -107,16 +110,17 @@ def layouts() -> list[str]:
     path = RESULTS / "layouts.json"
     if not path.exists():
         return []
+    report = json.loads(path.read_text())
     lines = [
         "### The order of memory",
         "",
         "Forward and backward pass of super-nets on one thread: how many times faster with channels last than in NCHW, "
-        "median, least and largest over the rounds.",
+        f"median, least and largest over the rounds. {place(report)}.",
         "",
         "| space | step | batch | pixels | NCHW, ms | times faster |",
         "|---|---|---|---|---|---|",
     ]
-    for row in json.loads(path.read_text())["rows"]:
+    for row in report["rows"]:
         ratio = row["ratio"]
         lines.append(
             f"| {row['space']} | {row['step']} | {row['batch']} | {row['size']} | {row['nchw_ms']:.0f} | "

@@ -24,8 +24,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import os
-import platform
 import resource
 import statistics
 import subprocess
@@ -44,7 +42,8 @@ import hwnas.nn as nn
 from hwnas.atomic import write_text
 from hwnas.hub.cell_operators import OPERATORS, FactorizedReduce, relu_conv_norm
 from hwnas.hub.darts import DARTSSpace
-from hwnas.kernels import describe, native
+from hwnas.kernels import native
+from hwnas.kernels.bench import machine
 from hwnas.supernet import Softmax, make_supernet, normalise_candidates
 
 RESULT = Path(__file__).parent / "results" / "darts_step.json"
@@ -360,10 +359,10 @@ def measure(names: Sequence[str], threads: int, arguments: argparse.Namespace) -
     }
 
 
-def recorded(path: Path, settings: dict[str, Any], threads: Sequence[int]) -> list[dict[str, Any]]:
-    """Return what a file has of the same step with other numbers of threads."""
-    report = json.loads(path.read_text()) if path.exists() else {}
-    if any(report.get(key) != value for key, value in settings.items()):
+def recorded(path: Path, processor: str, settings: dict[str, Any], threads: Sequence[int]) -> list[dict[str, Any]]:
+    """Return what a file has of the same step on the same processor with other numbers of threads."""
+    report = json.loads(path.read_text()) if path.exists() else {"machine": {}}
+    if report["machine"].get("processor") != processor or any(report[key] != settings[key] for key in settings):
         return []
     return [run for run in report["runs"] if run["threads"] not in threads]
 
@@ -387,18 +386,18 @@ def main() -> None:
         (print_peak if arguments.peak else print_profile)(arguments.peak or arguments.profile, arguments)
         return
     names = [name for name, (way, _) in WAYS.items() if arguments.compile or way != "compiled"]
-    load = os.getloadavg()
+    here = machine()
     peaks = {name: peak_bytes(name, arguments) for name in names if WAYS[name][0] != "compiled"}
     settings = {key: getattr(arguments, key) for key in ("cells", "channels", "batch", "size", "autocast")}
     runs = [measure(names, threads, arguments) for threads in arguments.threads]
     report: dict[str, Any] = {
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "instruction_set": describe()["cpu"]["isa"],
-        "load_average": load,
+        "machine": here,
         **settings,
         "peak_bytes": peaks,
-        "runs": sorted([*recorded(arguments.out, settings, arguments.threads), *runs], key=lambda run: run["threads"]),
+        "runs": sorted(
+            [*recorded(arguments.out, here["processor"], settings, arguments.threads), *runs],
+            key=lambda run: run["threads"],
+        ),
     }
     for run in runs:
         print(f"{run['threads']} thread(s)")

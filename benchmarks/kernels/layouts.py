@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import time
 from pathlib import Path
@@ -22,7 +20,7 @@ import torch
 
 import hwnas.hub
 from hwnas.atomic import write_text
-from hwnas.kernels import native
+from hwnas.kernels.bench import machine
 from hwnas.supernet import OneHot, Softmax, lay_out_channels_last, make_supernet, order_does_not_matter
 
 RESULT = Path(__file__).parent / "results" / "layouts.json"
@@ -100,10 +98,7 @@ def main() -> None:
             flush=True,
         )
     report = {
-        "torch": torch.__version__,
-        "processor": platform.processor() or platform.machine(),
-        "instruction_set": native.describe()["cpu"]["isa"],
-        "load_average": os.getloadavg(),
+        "machine": machine(),
         "rows": rows,
     }
     arguments.out.parent.mkdir(parents=True, exist_ok=True)

@@ -2,52 +2,31 @@
 
     python benchmarks/kernels/operators.py [--operator mixed_sum ...] [--threads 1 2] [--seconds 1] [--no-compile]
 
-What was recorded for other numbers of threads stays.
+What was recorded for other numbers of threads stays, if it was on the same processor.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 
 from hwnas.atomic import write_text
-from hwnas.kernels import describe
-from hwnas.kernels.bench import Quartiles, Row, cases, measure, plot, table
+from hwnas.kernels.bench import Quartiles, Row, cases, machine, measure, plot, table
 
 RESULTS = Path(__file__).parent / "results"
 
 
-def processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "")
-
-
-def machine() -> dict[str, object]:
-    return {
-        "processor": processor(),
-        "cores": os.cpu_count(),
-        "torch": torch.__version__,
-        "instruction_set": describe()["cpu"]["isa"],
-        "load_average": os.getloadavg(),
-    }
-
-
-def recorded(path: Path, threads: list[int]) -> list[dict[str, Any]]:
-    """Return the rows of a file that are of none of these numbers of threads."""
-    if not path.exists():
+def recorded(path: Path, processor: str, threads: list[int]) -> list[dict[str, Any]]:
+    """Return the rows of a file that are of the same processor and of none of these numbers of threads."""
+    found = json.loads(path.read_text()) if path.exists() else {"machine": {}}
+    if found["machine"].get("processor") != processor:
         return []
-    return [row for row in json.loads(path.read_text())["rows"] if row["threads"] not in threads]
+    return [row for row in found["rows"] if row["threads"] not in threads]
 
 
 def as_row(found: dict[str, Any]) -> Row:
@@ -57,7 +36,7 @@ def as_row(found: dict[str, Any]) -> Row:
     return Row(**{**found, **spread, "of_limit": limit})
 
 
-def write(folder: Path, operator: str, machine: dict[str, object], rows: list[dict[str, Any]]) -> None:
+def write(folder: Path, operator: str, machine: dict[str, Any], rows: list[dict[str, Any]]) -> None:
     """Write rows and their picture."""
     write_text(folder / f"{operator}.json", json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
     picture = plot([as_row(row) for row in rows], f"{operator} on {machine['processor']}")
@@ -83,7 +62,7 @@ def main() -> None:
                 rows += measure(
                     of_one, threads, arguments.seconds, compiled=not arguments.no_compile, progress=status.update
                 )
-        kept = recorded(arguments.out / f"{operator}.json", arguments.threads)
+        kept = recorded(arguments.out / f"{operator}.json", before["processor"], arguments.threads)
         every = sorted([*kept, *(asdict(row) for row in rows)], key=lambda row: row["threads"])
         write(arguments.out, operator, before, every)
         console.print(table(rows))

@@ -16,8 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import resource
 import statistics
 import subprocess
@@ -35,6 +33,7 @@ from torch.nn import functional as F
 import hwnas.nn as nn
 from hwnas.atomic import write_text
 from hwnas.kernels import native
+from hwnas.kernels.bench import machine
 from hwnas.supernet import OneHot, make_supernet
 
 RESULT = Path(__file__).parent / "results" / "sampled_step.json"
@@ -254,11 +253,12 @@ def peak_bytes(name: str, steps: int) -> int:
     return 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 
 
-def recorded(path: Path, threads: list[int]) -> list[dict[str, Any]]:
-    """Return what a file has of other numbers of threads."""
-    return (
-        [run for run in json.loads(path.read_text())["runs"] if run["threads"] not in threads] if path.exists() else []
-    )
+def recorded(path: Path, processor: str, threads: list[int]) -> list[dict[str, Any]]:
+    """Return what a file has of the same processor and other numbers of threads."""
+    found = json.loads(path.read_text()) if path.exists() else {"machine": {}}
+    if found["machine"].get("processor") != processor:
+        return []
+    return [run for run in found["runs"] if run["threads"] not in threads]
 
 
 def main() -> None:
@@ -272,25 +272,21 @@ def main() -> None:
     if arguments.peak:
         print(peak_bytes(arguments.peak, 2 * arguments.steps))
         return
+    here = machine()
     # First, because a process begins with the peak of the one that started it.
     peaks = {}
     for name in CONTENDERS:
         command = [sys.executable, __file__, "--peak", name, "--steps", str(arguments.steps)]
         peaks[name] = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     runs = [measure(threads, arguments.rounds, arguments.steps) for threads in arguments.threads]
+    others = recorded(arguments.out, here["processor"], arguments.threads)
     report: dict[str, Any] = {
-        "machine": {
-            "processor": platform.processor() or platform.machine(),
-            "cores": os.cpu_count(),
-            "torch": torch.__version__,
-            "instruction_set": native.describe()["cpu"]["isa"],
-            "load_average": os.getloadavg(),
-        },
+        "machine": here,
         "batch": BATCH,
         "size": SIZE,
         "rounds": arguments.rounds,
         "steps_per_round": arguments.steps,
-        "runs": sorted([*recorded(arguments.out, arguments.threads), *runs], key=lambda run: run["threads"]),
+        "runs": sorted([*others, *runs], key=lambda run: run["threads"]),
         "peak_bytes": peaks,
     }
     arguments.out.parent.mkdir(parents=True, exist_ok=True)

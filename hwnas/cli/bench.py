@@ -44,6 +44,7 @@ def kernels(
             raise UsageError(str(error)) from None
         narrator.stage("measure the native kernels")
         total, begun = sum(len(case.phases) for case in cases), itertools.count()
+        machine = bench.machine()
         rows = bench.measure(
             cases,
             threads,
@@ -53,6 +54,6 @@ def kernels(
         )
         narrator.progress("rows", total, total)
     if as_json:
-        print_json({"rows": [asdict(row) for row in rows]})
+        print_json({"machine": machine, "rows": [asdict(row) for row in rows]})
     else:
         print_rich(bench.table(rows))

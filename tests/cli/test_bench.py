@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import torch
 
@@ -22,7 +23,10 @@ def test_kernels(run, monkeypatch):
     before = torch.get_num_threads()
     result = run("bench", "kernels", "--seconds", 0, "--no-compile", "--json")
     assert result.exit_code == 0
-    rows = json.loads(result.stdout)["rows"]
+    found = json.loads(result.stdout)
+    rows = found["rows"]
+    assert found["machine"]["cores"] == os.cpu_count()
+    assert found["machine"]["instruction_set"] in (None, "base", "avx2", "avx512")
     assert [(row["operator"], row["phase"]) for row in rows] == [(o, p) for o in ("one", "two") for p in bench.PHASES]
     assert all(row["times_us"]["native"]["median"] > 0 for row in rows)
     assert all(set(row["over"]) == {"eager"} for row in rows)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from hwnas.kernels.bench import bn_clamp, dwconv2d, mask_scale, mixed_bn_sum, mixed_sum, separable_conv2d, slice_pack
 from hwnas.kernels.bench.case import PHASES, Case, Limit, Problem
+from hwnas.kernels.bench.machine import machine
 from hwnas.kernels.bench.measure import Quartiles, Row, measure
 from hwnas.kernels.bench.plot import plot
 from hwnas.kernels.bench.table import table
@@ -22,6 +23,7 @@ __all__ = [
     "Quartiles",
     "Row",
     "cases",
+    "machine",
     "measure",
     "plot",
     "table",
