@@ -38,7 +38,7 @@ if(NOT failed)
     COMMAND "${CUDAToolkit_NVCC_EXECUTABLE}" ${nvcc_options} "-I${CMAKE_CURRENT_SOURCE_DIR}/csrc/include"
             -MD -MF "${object}.d" -c "${source}" -o "${object}"
     DEPENDS "${source}" DEPFILE "${object}.d" COMMENT "Building the CUDA kernels" VERBATIM)
-  pybind11_add_module(_cuda MODULE NO_EXTRAS csrc/bindings/module_cuda.cpp ${bindings} "${object}")
+  pybind11_add_module(_cuda MODULE NO_EXTRAS $<TARGET_OBJECTS:module> ${bindings} "${object}")
   target_include_directories(_cuda PRIVATE csrc/include)
   target_compile_definitions(_cuda PRIVATE HWNAS_WITH_CUDA)
   target_compile_options(_cuda PRIVATE ${binding_options} -Wall -Wextra)

@@ -25,20 +25,20 @@ const ExchangeApi* api = nullptr;
 std::vector<const void*> plain_types;
 
 // The types stay alive: their owner, torch, is never unloaded.
-py::object use_exchange_api(Arguments& given) {
+PyObject* use_exchange_api(Arguments& given) {
   PyObject* const capsule = given.any("capsule");
   const auto* table = static_cast<const ExchangeApi*>(PyCapsule_GetPointer(capsule, hwnas::dlpack::kCapsule));
-  if (table == nullptr) throw py::error_already_set();
+  if (table == nullptr) throw hwnas::PythonError();
   PyObject* const types = given.tuple("types");
   given.end();
   const bool known = table->version.major == hwnas::dlpack::kMajorVersion && table->from_object != nullptr;
-  if (!known) return py::bool_(false);
+  if (!known) return PyBool_FromLong(0);
   plain_types.clear();
   for (Py_ssize_t k = 0; k < PyTuple_GET_SIZE(types); ++k) {
     plain_types.push_back(PyTuple_GET_ITEM(types, k));
   }
   api = table;
-  return py::bool_(true);
+  return PyBool_FromLong(1);
 }
 
 bool is_plain(PyObject* object) {
@@ -51,9 +51,9 @@ bool is_plain(PyObject* object) {
 // The exchange interface leaves out that a view may stand for its negated memory.
 bool is_negated(PyObject* object) {
   static PyObject* const name = PyUnicode_InternFromString("is_neg");
-  const auto answer = py::reinterpret_steal<py::object>(PyObject_CallMethodNoArgs(object, name));
-  if (!answer) PyErr_Clear();
-  return answer.ptr() != Py_False;
+  const hwnas::Reference answer(PyObject_CallMethodNoArgs(object, name));
+  if (answer.get() == nullptr) PyErr_Clear();
+  return answer.get() != Py_False;
 }
 
 bool has_kernels(const Tensor& x) {
@@ -111,15 +111,19 @@ bool accumulates(const Tensor& scalars, const Tensor& x) {
 
 std::uintptr_t data_of(const Tensor& x) { return reinterpret_cast<std::uintptr_t>(x.data) + x.byte_offset; }
 
-py::object alike(Arguments& given) {
+PyObject* alike(Arguments& given) {
   PyObject* const tensors = given.tuple("tensors");
   PyObject* const scalars = given.any("scalars");
   given.end();
   const auto found = look_at(tensors, scalars);
-  if (!found) return py::none();
-  py::list addresses(found->addresses.size());
-  for (std::size_t k = 0; k < found->addresses.size(); ++k) addresses[k] = found->addresses[k];
-  return addresses;
+  if (!found) return Py_NewRef(Py_None);
+  hwnas::Reference addresses(PyList_New(static_cast<Py_ssize_t>(found->addresses.size())));
+  for (std::size_t k = 0; k < found->addresses.size(); ++k) {
+    PyObject* const address = addresses.get() == nullptr ? nullptr : PyLong_FromUnsignedLongLong(found->addresses[k]);
+    if (address == nullptr) throw hwnas::PythonError();
+    PyList_SET_ITEM(addresses.get(), static_cast<Py_ssize_t>(k), address);
+  }
+  return addresses.release();
 }
 
 const Registration registration({
@@ -163,7 +167,7 @@ std::optional<Alike> look_at(PyObject* tensors, PyObject* scalars) {
 
 std::uintptr_t address_of(PyObject* tensor) {
   Tensor x{};
-  if (api->from_object(tensor, &x) != 0) throw py::error_already_set();
+  if (api->from_object(tensor, &x) != 0) throw hwnas::PythonError();
   return data_of(x);
 }
 

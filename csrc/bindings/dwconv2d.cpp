@@ -32,7 +32,7 @@ void forward(Arguments& given) {
                        given.pointer(given.address("y"), unit, "y"),
                        nullptr};
   const Where where = given.where();
-  const py::gil_scoped_release release;
+  const hwnas::WithoutGil without_gil;
 #ifdef HWNAS_WITH_CUDA
   const hwnas::cuda::DeviceGuard guard(where.device);
   hwnas::cuda::dwconv2d(args, where.stream);
@@ -62,7 +62,7 @@ void backward(Arguments& given) {
   if (grad_weight != 0 || grad_bias != 0) args.workspace = given.pointer(partials, 8, "partials");
 #endif
   const Where where = given.where();
-  const py::gil_scoped_release release;
+  const hwnas::WithoutGil without_gil;
 #ifdef HWNAS_WITH_CUDA
   const hwnas::cuda::DeviceGuard guard(where.device);
   hwnas::cuda::dwconv2d_backward(args, where.stream);
@@ -73,10 +73,10 @@ void backward(Arguments& given) {
 }
 
 #ifdef HWNAS_WITH_CUDA
-py::object partials(Arguments& given) {
+PyObject* partials(Arguments& given) {
   const DwConv2dShape shape = hwnas::dwconv2d_shape(given);
   given.end();
-  return py::int_(hwnas::cuda::dwconv2d_backward_workspace(shape));
+  return PyLong_FromLongLong(hwnas::cuda::dwconv2d_backward_workspace(shape));
 }
 #endif
 

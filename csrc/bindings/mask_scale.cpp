@@ -52,7 +52,7 @@ void forward(Arguments& given) {
                         nullptr,
                         shape_of(given)};
   const Where where = given.where();
-  const py::gil_scoped_release release;
+  const hwnas::WithoutGil without_gil;
 #ifdef HWNAS_WITH_CUDA
   const hwnas::cuda::DeviceGuard guard(where.device);
   hwnas::cuda::mask_scale(args, where.stream);
@@ -88,7 +88,7 @@ void backward(Arguments& given) {
                                 workspace,
                                 shape_of(given)};
   const Where where = given.where();
-  const py::gil_scoped_release release;
+  const hwnas::WithoutGil without_gil;
 #ifdef HWNAS_WITH_CUDA
   const hwnas::cuda::DeviceGuard guard(where.device);
   hwnas::cuda::mask_scale_backward(args, where.stream);
@@ -100,10 +100,10 @@ void backward(Arguments& given) {
 }
 
 #ifdef HWNAS_WITH_CUDA
-py::object workspace(Arguments& given) {
+PyObject* workspace(Arguments& given) {
   const hwnas::MaskScaleShape shape = shape_of(given);
   given.end();
-  return py::int_(hwnas::cuda::mask_scale_workspace(shape));
+  return PyLong_FromLongLong(hwnas::cuda::mask_scale_workspace(shape));
 }
 #endif
 

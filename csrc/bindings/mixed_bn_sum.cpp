@@ -123,7 +123,7 @@ void forward(Arguments& given) {
   double* const workspace = next_doubles(given, "workspace");
 #endif
   const Where where = given.where();
-  const py::gil_scoped_release release;
+  const hwnas::WithoutGil without_gil;
 #ifdef HWNAS_WITH_CUDA
   const hwnas::cuda::DeviceGuard guard(where.device);
   hwnas::cuda::mixed_bn_sum(args, workspace, where.stream);
@@ -150,7 +150,7 @@ void backward(Arguments& given) {
   double* const workspace = next_doubles(given, "workspace");
 #endif
   const Where where = given.where();
-  const py::gil_scoped_release release;
+  const hwnas::WithoutGil without_gil;
 #ifdef HWNAS_WITH_CUDA
   const hwnas::cuda::DeviceGuard guard(where.device);
   hwnas::cuda::mixed_bn_sum_backward(args, workspace, where.stream);
@@ -160,13 +160,12 @@ void backward(Arguments& given) {
 }
 
 #ifdef HWNAS_WITH_CUDA
-py::object workspace(Arguments& given) {
+PyObject* workspace(Arguments& given) {
   const hwnas::DType dtype = given.dtype("dtype");
   const Extents extents(given);
   const std::int64_t count = given.integer("count", 1);
   given.end();
-  return py::int_(
-      hwnas::cuda::mixed_bn_sum_workspace(dtype, extents.outer, extents.channels, extents.inner, count));
+  return PyLong_FromLongLong(hwnas::cuda::mixed_bn_sum_workspace(dtype, extents.outer, extents.channels, extents.inner, count));
 }
 #endif
 

@@ -47,7 +47,7 @@ void forward(Arguments& given) {
                              out,
                              given.integer("size", 1)};
   const Where where = given.where();
-  const py::gil_scoped_release release;
+  const hwnas::WithoutGil without_gil;
 #ifdef HWNAS_WITH_CUDA
   const hwnas::cuda::DeviceGuard guard(where.device);
   hwnas::cuda::mixed_sum(args, where.stream);
@@ -59,15 +59,16 @@ void forward(Arguments& given) {
 #ifndef HWNAS_WITH_CUDA
 // The whole forward pass in one call, for tensors on which looking at them from Python takes longer than adding them
 // up. None where they need a closer look.
-py::object forward_of(Arguments& given) {
+PyObject* forward_of(Arguments& given) {
   PyObject* const tensors = given.tuple("tensors");
   PyObject* const weights = given.any("weights");
   PyObject* const empty_like = given.any("empty_like");
   const int threads = given.where().threads;
   const auto found = alike::look_at(tensors, weights);
   const auto count = static_cast<std::size_t>(PyTuple_GET_SIZE(tensors));
-  if (!found || !found->on_cpu || found->scalars != static_cast<std::int64_t>(count)) return py::none();
-  py::object out = py::handle(empty_like)(py::handle(PyTuple_GET_ITEM(tensors, 0)));
+  if (!found || !found->on_cpu || found->scalars != static_cast<std::int64_t>(count)) return Py_NewRef(Py_None);
+  hwnas::Reference out(PyObject_CallOneArg(empty_like, PyTuple_GET_ITEM(tensors, 0)));
+  if (out.get() == nullptr) return nullptr;
   const auto pointer = [&](std::size_t k) { return reinterpret_cast<void*>(found->addresses[k]); };
   std::vector<const void*> inputs;
   for (std::size_t k = 0; k < count; ++k) inputs.push_back(pointer(k));
@@ -75,11 +76,11 @@ py::object forward_of(Arguments& given) {
                              pointer(count),
                              inputs.data(),
                              static_cast<std::int64_t>(inputs.size()),
-                             reinterpret_cast<void*>(alike::address_of(out.ptr())),
+                             reinterpret_cast<void*>(alike::address_of(out.get())),
                              found->size};
-  const py::gil_scoped_release release;
+  const hwnas::WithoutGil without_gil;
   HWNAS_PICK(mixed_sum)(args, threads);
-  return out;
+  return out.release();
 }
 #endif
 
@@ -114,7 +115,7 @@ void backward(Arguments& given) {
   if (grad_weights != nullptr) args.partials = given.pointer(partials, scalar, "partials");
 #endif
   const Where where = given.where();
-  const py::gil_scoped_release release;
+  const hwnas::WithoutGil without_gil;
 #ifdef HWNAS_WITH_CUDA
   const hwnas::cuda::DeviceGuard guard(where.device);
   hwnas::cuda::mixed_sum_backward(args, where.stream);
@@ -127,11 +128,11 @@ void backward(Arguments& given) {
 }
 
 #ifdef HWNAS_WITH_CUDA
-py::object partials(Arguments& given) {
+PyObject* partials(Arguments& given) {
   const DType dtype = given.dtype("dtype");
   const std::int64_t size = given.integer("size"), count = given.integer("count");
   given.end();
-  return py::int_(hwnas::cuda::mixed_sum_partials(dtype, size, count));
+  return PyLong_FromLongLong(hwnas::cuda::mixed_sum_partials(dtype, size, count));
 }
 #endif
 

@@ -43,7 +43,7 @@ void forward(Arguments& given) {
                               next_pointer(given, "y"),
                               nullptr};
   const int threads = given.where().threads;
-  const py::gil_scoped_release release;
+  const hwnas::WithoutGil without_gil;
   args.workspace = workspace.of(HWNAS_PICK(separable_conv2d_workspace)(args.shape, threads));
   HWNAS_PICK(separable_conv2d)(args, threads);
 }
@@ -59,7 +59,7 @@ void backward(Arguments& given) {
                                       next_optional_pointer(given, "grad_pointwise"),
                                       nullptr};
   const int threads = given.where().threads;
-  const py::gil_scoped_release release;
+  const hwnas::WithoutGil without_gil;
   args.workspace = workspace.of(HWNAS_PICK(separable_conv2d_backward_workspace)(args.shape, threads));
   HWNAS_PICK(separable_conv2d_backward)(args, threads);
 }

@@ -59,7 +59,7 @@ hwnas::SlicePack copy_of(Arguments& given) {
 void pack(Arguments& given) {
   const hwnas::SlicePack args = copy_of(given);
   const Where where = given.where();
-  const py::gil_scoped_release release;
+  const hwnas::WithoutGil without_gil;
 #ifdef HWNAS_WITH_CUDA
   const hwnas::cuda::DeviceGuard guard(where.device);
   hwnas::cuda::slice_pack(args, where.stream);
@@ -71,7 +71,7 @@ void pack(Arguments& given) {
 void unpack(Arguments& given) {
   const hwnas::SlicePack args = copy_of(given);
   const Where where = given.where();
-  const py::gil_scoped_release release;
+  const hwnas::WithoutGil without_gil;
 #ifdef HWNAS_WITH_CUDA
   const hwnas::cuda::DeviceGuard guard(where.device);
   hwnas::cuda::slice_unpack(args, where.stream);

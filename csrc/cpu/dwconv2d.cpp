@@ -10,38 +10,72 @@
 namespace hwnas::cpu::HWNAS_ISA {
 namespace {
 
+// The tables, and sums for each piece of the backward pass, those of the taps and that of the bias; chunk by chunk.
+template <class Scalar>
+struct Shared {
+  Tables<Scalar> tables;
+  Scalar* partials;
+  double* totals;
+
+  [[gnu::noinline]] void carve(Carver& carver, const Plan& plan) {
+    tables.carve(carver, plan);
+    const std::int64_t sums = plan.backward ? plan.blocks * (plan.taps + 1) * plan.lanes : 0;
+    carver.take(partials, plan.chunks * sums);
+    carver.take(totals, sums);
+  }
+};
+
+template <class Scalar>
+[[gnu::noinline]] std::int64_t workspace(const Plan& plan, int threads) {
+  Carver carver{0};
+  Shared<Scalar>{}.carve(carver, plan);
+  for (int thread = 0; thread < plan.threads(threads); ++thread) Buffers<Scalar>{}.carve(carver, plan);
+  return static_cast<std::int64_t>(carver.next);
+}
+
+// The sums over the pieces, always in the same order.
+template <class T>
+[[gnu::noinline]] void add_pieces(const DwConv2dBackward& args, const Plan& plan, const Shared<typename Element<T>::Scalar>& shared) {
+  const std::int64_t lanes = plan.blocks * plan.lanes, sums = lanes * (plan.taps + 1);
+  // Where the channels come first, a channel comes back after so many planes.
+  const std::int64_t next = args.shape.channels_last ? lanes : args.shape.channels;
+  for (std::int64_t i = 0; i < sums; ++i) shared.totals[i] = 0;
+  for (std::int64_t chunk = 0; chunk < plan.chunks; ++chunk) {
+    for (std::int64_t i = 0; i < sums; ++i) {
+      shared.totals[i] += static_cast<double>(shared.partials[chunk * sums + i]);
+    }
+  }
+  for (std::int64_t channel = 0; channel < args.shape.channels; ++channel) {
+    for (std::int64_t tap = 0; tap <= plan.taps; ++tap) {
+      const bool is_bias = tap == plan.taps;
+      T* to = static_cast<T*>(is_bias ? args.grad_bias : args.grad_weight);
+      if (to == nullptr) continue;
+      double total = 0;
+      for (std::int64_t lane = channel; lane < lanes; lane += next) {
+        total += shared.totals[(lane / plan.lanes * (plan.taps + 1) + tap) * plan.lanes + lane % plan.lanes];
+      }
+      const std::int64_t at = channel * args.shape.full_kernel.count();
+      Element<T>::put(to + (is_bias ? channel : at + shared.tables.index[tap]),
+                      static_cast<typename Element<T>::Scalar>(total));
+    }
+  }
+}
+
 template <class T, bool Last>
 struct Whole {
-  using P = Plan<T, Last>;
-  using E = Element<T>;
-  using Scalar = typename E::Scalar;
+  using Scalar = typename Element<T>::Scalar;
 
-  // The tables, and sums for each piece of the backward pass, those of the taps and that of the bias; chunk by chunk.
-  struct Shared {
-    Tables<Scalar> tables;
-    Scalar* partials;
-    double* totals;
+  static Plan plan_of(const DwConv2dShape& shape, bool backward) {
+    return {shape, Element<T>::lanes, sizeof(T), backward, Last, 0};
+  }
 
-    void carve(Carver& carver, const P& plan) {
-      tables.carve(carver, plan);
-      const std::int64_t sums = plan.backward ? plan.blocks * (plan.taps + 1) * plan.lanes : 0;
-      carver.take(partials, plan.chunks * sums);
-      carver.take(totals, sums);
-    }
-  };
-
-  static std::int64_t workspace(const DwConv2dShape& shape, bool backward, int threads) {
-    const P plan(shape, backward);
-    Carver carver{0};
-    Shared shared;
-    shared.carve(carver, plan);
-    for (int thread = 0; thread < plan.threads(threads); ++thread) Buffers<Scalar>{}.carve(carver, plan);
-    return static_cast<std::int64_t>(carver.next);
+  static std::int64_t workspace_of(const DwConv2dShape& shape, bool backward, int threads) {
+    return workspace<Scalar>(plan_of(shape, backward), threads);
   }
 
   // Calls work(block, piece) for each band of each piece, a range of pieces on each thread.
   template <class Work, class Finish>
-  static void for_each_band(const P& plan, const Tables<Scalar>& tables, Carver carver, int threads, const Work& work,
+  static void for_each_band(const Plan& plan, const Tables<Scalar>& tables, Carver carver, int threads, const Work& work,
                             const Finish& finish) {
     const std::int64_t pieces = plan.pieces(), ranges = plan.threads(threads);
     Buffers<Scalar> first;
@@ -64,9 +98,9 @@ struct Whole {
   }
 
   static void forward(const DwConv2d& args, int threads) {
-    const P plan(args.shape, false);
+    const Plan plan = plan_of(args.shape, false);
     Carver carver{reinterpret_cast<std::uintptr_t>(args.workspace)};
-    Shared shared;
+    Shared<Scalar> shared;
     shared.carve(carver, plan);
     shared.tables.fill(plan, static_cast<const T*>(args.weight), static_cast<const T*>(args.bias));
     for_each_band(
@@ -79,9 +113,9 @@ struct Whole {
   }
 
   static void backward(const DwConv2dBackward& args, int threads) {
-    const P plan(args.shape, true);
+    const Plan plan = plan_of(args.shape, true);
     Carver carver{reinterpret_cast<std::uintptr_t>(args.workspace)};
-    Shared shared;
+    Shared<Scalar> shared;
     shared.carve(carver, plan);
     shared.tables.fill(plan, static_cast<const T*>(args.weight), static_cast<const T*>(nullptr));
     const std::int64_t size = (plan.taps + 1) * plan.lanes;
@@ -102,32 +136,7 @@ struct Whole {
             buffers.sums[i] = 0;
           }
         });
-    if (of_weight || of_bias) add_pieces(args, plan, shared);
-  }
-
-  // The sums over the pieces, always in the same order.
-  static void add_pieces(const DwConv2dBackward& args, const P& plan, const Shared& shared) {
-    const std::int64_t lanes = plan.blocks * plan.lanes, sums = lanes * (plan.taps + 1);
-    for (std::int64_t i = 0; i < sums; ++i) shared.totals[i] = 0;
-    for (std::int64_t chunk = 0; chunk < plan.chunks; ++chunk) {
-      for (std::int64_t i = 0; i < sums; ++i) {
-        shared.totals[i] += static_cast<double>(shared.partials[chunk * sums + i]);
-      }
-    }
-    for (std::int64_t channel = 0; channel < args.shape.channels; ++channel) {
-      for (std::int64_t tap = 0; tap <= plan.taps; ++tap) {
-        const bool is_bias = tap == plan.taps;
-        T* to = static_cast<T*>(is_bias ? args.grad_bias : args.grad_weight);
-        if (to == nullptr) continue;
-        double total = 0;
-        // Where the channels come first, a channel comes back after so many planes.
-        for (std::int64_t lane = channel; lane < lanes; lane += Last ? lanes : args.shape.channels) {
-          total += shared.totals[(lane / plan.lanes * (plan.taps + 1) + tap) * plan.lanes + lane % plan.lanes];
-        }
-        const std::int64_t at = channel * args.shape.full_kernel.count();
-        E::put(to + (is_bias ? channel : at + shared.tables.index[tap]), static_cast<Scalar>(total));
-      }
-    }
+    if (of_weight || of_bias) add_pieces<T>(args, plan, shared);
   }
 };
 
@@ -144,11 +153,11 @@ auto dispatch(const DwConv2dShape& shape, const Work& work) {
 }  // namespace
 
 std::int64_t dwconv2d_workspace(const DwConv2dShape& shape, int threads) {
-  return dispatch(shape, [&](auto run) { return run.workspace(shape, false, threads); });
+  return dispatch(shape, [&](auto run) { return run.workspace_of(shape, false, threads); });
 }
 
 std::int64_t dwconv2d_backward_workspace(const DwConv2dShape& shape, int threads) {
-  return dispatch(shape, [&](auto run) { return run.workspace(shape, true, threads); });
+  return dispatch(shape, [&](auto run) { return run.workspace_of(shape, true, threads); });
 }
 
 void dwconv2d(const DwConv2d& args, int threads) {

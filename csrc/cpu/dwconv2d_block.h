@@ -16,8 +16,9 @@ struct Block {
   using Scalar = typename E::Scalar;
   using Vector = typename E::Vector;
   using B = Element<Scalar>;
+  static constexpr std::int64_t lanes = E::lanes;  // as in the plan, where it is no constant
 
-  const Plan<T, Last>& plan;
+  const Plan& plan;
   const Tables<Scalar>& tables;
   const Buffers<Scalar>& buffers;
   std::int64_t block;
@@ -28,7 +29,7 @@ struct Block {
   // Where the channels of the block begin in a tensor of images of `size`.
   template <class P>
   P* part_of(P* tensor, const Size2d& size) const {
-    return Last ? tensor + repeat * size.count() * plan.s.channels + block * plan.lanes
+    return Last ? tensor + repeat * size.count() * plan.s.channels + block * lanes
                 : tensor + plan.first_plane(block, repeat) * size.count();
   }
 
@@ -43,7 +44,7 @@ struct Block {
     if (Last) {
       pack_pixels(to, places, from, plan.s.channels, positions, used, rectify, block == 0 ? plan.blocks : 0);
     } else {
-      const std::int64_t ahead = (plan.by_image ? 1 : plan.blocks) * plan.lanes * size.count();
+      const std::int64_t ahead = (plan.by_image ? 1 : plan.blocks) * lanes * size.count();
       pack_planes(to, places, from, size.count(), positions, used, rectify, ahead);
     }
   }
@@ -64,18 +65,18 @@ struct Block {
   void correlate_columns(T* to, std::int64_t next, Scalar* result, const Scalar* at, const Runs& runs,
                          const Scalar* open, std::int64_t columns, std::int64_t number) const {
     const std::int64_t channels = plan.s.channels;
-    const Scalar* weights = tables.weights + block * plan.taps * plan.lanes;
-    const Vector start = B::load(tables.bias + block * plan.lanes);
+    const Scalar* weights = tables.weights + block * plan.taps * lanes;
+    const Vector start = B::load(tables.bias + block * lanes);
     if constexpr (Last && sizeof(T) == sizeof(Scalar)) {
-      if (used == plan.lanes) {
+      if (used == lanes) {
         const Row<Scalar> row{at, weights, open, to, next * channels, number};
         return correlate_row(row, runs, columns, plan.spacing, start);
       }
     }
-    const Row<Scalar> row{at, weights, open, result, next * plan.lanes, number};
+    const Row<Scalar> row{at, weights, open, result, next * lanes, number};
     correlate_row(row, runs, columns, plan.spacing, start);
     for (std::int64_t c = 0; c < columns && Last; ++c) {
-      store_some(to + c * next * channels, B::load(result + c * next * plan.lanes), used);
+      store_some(to + c * next * channels, B::load(result + c * next * lanes), used);
     }
   }
 
@@ -85,8 +86,8 @@ struct Block {
     T* to = part_of(y, s.out) + top * s.out.width * (Last ? s.channels : 1);
     for (std::int64_t r = 0; r < rows; ++r) {
       correlate_columns(Last ? to + r * s.out.width * s.channels : nullptr, 1,
-                        Last ? buffers.result : buffers.result + r * s.out.width * plan.lanes,
-                        buffers.x + r * plan.pitch * plan.lanes, tables.all, nullptr, s.out.width, top + r);
+                        Last ? buffers.result : buffers.result + r * s.out.width * lanes,
+                        buffers.x + r * plan.pitch * lanes, tables.all, nullptr, s.out.width, top + r);
     }
     if (!Last) unpack_planes(to, buffers.result, s.out.count(), rows * s.out.width, used);
   }
@@ -108,9 +109,9 @@ struct Block {
         const std::int64_t column = first * s.stride.width + column_phase - s.padding.width;
         const std::int64_t place = (row - begin) * s.in.width + column;
         correlate_columns(Last ? to + place * s.channels : nullptr, s.stride.width,
-                          Last ? buffers.result : buffers.result + place * plan.lanes,
-                          buffers.g + (plan.origin + at) * plan.lanes, runs,
-                          s.pre_relu ? buffers.x + (phase * plan.plane + at) * plan.lanes : nullptr, columns, top + r);
+                          Last ? buffers.result : buffers.result + place * lanes,
+                          buffers.g + (plan.origin + at) * lanes, runs,
+                          s.pre_relu ? buffers.x + (phase * plan.plane + at) * lanes : nullptr, columns, top + r);
       }
       if (++row_phase == s.stride.height) row_phase = 0, ++r;
     }
@@ -120,16 +121,16 @@ struct Block {
   void add_gradients(bool of_weight, bool of_bias) const {
     const DwConv2dShape& s = plan.s;
     const std::int64_t bottom = at_most(top + plan.band, s.out.height);
-    const Scalar* g = buffers.g + plan.origin * plan.lanes;
+    const Scalar* g = buffers.g + plan.origin * lanes;
     const Run* end = tables.all.begin + tables.all.count;
     for (const Run* run = tables.all.begin; run != end && of_weight; ++run) {
       const std::int64_t first = at_least(top, run->begin), last = at_most(bottom, run->end);
-      const std::int64_t at = (first - top) * plan.pitch * plan.lanes;
+      const std::int64_t at = (first - top) * plan.pitch * lanes;
       some_run_sums(run->count, Area{last - first, s.out.width, plan.pitch, plan.spacing}, g + at,
-                    buffers.x + run->offset + at, buffers.sums + run->first * plan.lanes);
+                    buffers.x + run->offset + at, buffers.sums + run->first * lanes);
     }
     if (of_bias) {
-      add_up(Area{bottom - top, s.out.width, plan.pitch, plan.spacing}, g, buffers.sums + plan.taps * plan.lanes);
+      add_up(Area{bottom - top, s.out.width, plan.pitch, plan.spacing}, g, buffers.sums + plan.taps * lanes);
     }
   }
 };

@@ -26,14 +26,11 @@ constexpr std::int64_t at_least(std::int64_t a, std::int64_t b) { return a > b ?
 constexpr std::int64_t at_most(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
 constexpr std::int64_t common_divisor(std::int64_t a, std::int64_t b) { return b == 0 ? a : common_divisor(b, a % b); }
 
-// What all threads know. Lengths are in positions, each of which is a vector.
-template <class T, bool Last>
+// What all threads know. Lengths are in positions, each of which is a vector. No template: it is the same for all types
+// and layouts, and would be a third of what the compiler has to do.
 struct Plan {
-  using E = Element<T>;
-  using Scalar = typename E::Scalar;
-  static constexpr std::int64_t lanes = E::lanes;
-
   const DwConv2dShape& s;
+  std::int64_t lanes;
   bool backward;
   bool by_image;
   std::int64_t taps, phases;
@@ -50,9 +47,10 @@ struct Plan {
   std::int64_t result;    // size of the buffer of what a band computes
   std::int64_t chunk, chunks;
 
-  // `more` is the number of bytes that the caller keeps for each row of a band.
-  Plan(const DwConv2dShape& shape, bool is_backward, bool is_by_image = Last, std::int64_t more = 0)
-      : s(shape), backward(is_backward), by_image(is_by_image) {
+  // A vector has so many lanes; `more` is the number of bytes that the caller keeps for each row of a band.
+  [[gnu::noinline]] Plan(const DwConv2dShape& shape, std::int64_t lane_count, std::int64_t element_bytes,
+                         bool is_backward, bool is_by_image, std::int64_t more)
+      : s(shape), lanes(lane_count), backward(is_backward), by_image(is_by_image) {
     taps = s.kernel.count();
     phases = s.stride.count();
     if (by_image) {
@@ -75,11 +73,11 @@ struct Plan {
     origin = reach + halo * pitch;
     gradient = origin + band * pitch;
     result = backward ? band * s.stride.height * s.in.width : band * s.out.width;
-    if (Last) result = backward ? s.in.width : s.out.width;
+    if (s.channels_last) result = backward ? s.in.width : s.out.width;
     chunk = divide_up(repeats, divide_up(kPieces, blocks));
     // Where the channels come last, blocks of a chunk read the same lines of memory: they should still be in a cache.
-    const std::int64_t image_bytes = s.in.count() * s.channels * static_cast<std::int64_t>(sizeof(T));
-    if (Last) chunk = at_least(at_most(chunk, kBandBytes / image_bytes), 1);
+    const std::int64_t image_bytes = s.in.count() * s.channels * element_bytes;
+    if (s.channels_last) chunk = at_least(at_most(chunk, kBandBytes / image_bytes), 1);
     chunks = divide_up(repeats, chunk);
   }
 
@@ -134,10 +132,9 @@ struct Runs {
   std::int64_t count;
 };
 
-// What is read by all threads and written by none of them. The taps of a phase come after each other. To correlate the
-// gradient of the output, everything is in reverse.
-template <class Scalar>
-struct Tables {
+// Where everything is. The taps of a phase come after each other. To correlate the gradient of the output, everything is
+// in reverse.
+struct Places {
   std::int64_t* index;     // of each tap in the full kernel
   Run* of_x;               // runs in the buffers of the input
   Run* of_g;               // the same in the buffer of the gradient
@@ -146,12 +143,9 @@ struct Tables {
   std::int64_t* last;      // and the one behind the last
   std::int32_t* x_places;  // where each position of the input goes, beginning with the first row of a band
   std::int32_t* g_places;  // the same for the gradient
-  Scalar* weights;         // for each block and tap those of its channels; in reverse for the backward pass
-  Scalar* bias;            // for each block
   Runs all;                // of the input
 
-  template <class P>
-  void carve(Carver& carver, const P& plan) {
+  [[gnu::noinline]] void carve(Carver& carver, const Plan& plan) {
     carver.take(index, plan.taps);
     carver.take(of_x, plan.taps);
     carver.take(of_g, plan.taps);
@@ -160,30 +154,14 @@ struct Tables {
     carver.take(last, plan.s.stride.width);
     carver.take(x_places, (plan.band + plan.halo) * plan.s.stride.height * plan.s.in.width);
     carver.take(g_places, plan.backward ? (plan.halo + plan.band) * plan.s.out.width : 0);
-    carver.take(weights, plan.blocks * plan.taps * plan.lanes);
-    carver.take(bias, plan.blocks * plan.lanes);
   }
 
-  template <class P, class T>
-  void fill(const P& plan, const T* weight, const T* bias_of) {
+  [[gnu::noinline]] void fill(const Plan& plan) {
     fill_runs(plan);
     fill_places(plan);
-    const std::int64_t full = plan.s.full_kernel.count();
-    for (std::int64_t block = 0; block < plan.blocks; ++block) {
-      for (std::int64_t lane = 0; lane < plan.lanes; ++lane) {
-        const std::int64_t channel = plan.channel(block, lane);
-        Scalar* to = weights + block * plan.taps * plan.lanes + lane;
-        for (std::int64_t tap = 0; tap < plan.taps; ++tap) {
-          const std::int64_t place = plan.backward ? plan.taps - 1 - tap : tap;
-          to[place * plan.lanes] = channel < 0 ? 0 : Element<T>::get(weight + channel * full + index[tap]);
-        }
-        bias[block * plan.lanes + lane] = channel < 0 || bias_of == nullptr ? 0 : Element<T>::get(bias_of + channel);
-      }
-    }
   }
 
-  template <class P>
-  void fill_runs(const P& plan) {
+  void fill_runs(const Plan& plan) {
     const DwConv2dShape& s = plan.s;
     std::int64_t tap = 0, runs = 0;
     for (std::int64_t row = 0; row < s.stride.height; ++row) {
@@ -221,8 +199,7 @@ struct Tables {
     }
   }
 
-  template <class P>
-  void fill_places(const P& plan) {
+  void fill_places(const Plan& plan) {
     const DwConv2dShape& s = plan.s;
     std::int32_t* to = x_places;
     for (std::int64_t i = 0; i < (plan.band + plan.halo) * s.stride.height; ++i) {
@@ -243,6 +220,36 @@ struct Tables {
   }
 };
 
+// What is read by all threads and written by none of them.
+template <class Scalar>
+struct Tables : Places {
+  Scalar* weights;  // for each block and tap those of its channels; in reverse for the backward pass
+  Scalar* bias;     // for each block
+
+  void carve(Carver& carver, const Plan& plan) {
+    Places::carve(carver, plan);
+    carver.take(weights, plan.blocks * plan.taps * plan.lanes);
+    carver.take(bias, plan.blocks * plan.lanes);
+  }
+
+  template <class T>
+  [[gnu::noinline]] void fill(const Plan& plan, const T* weight, const T* bias_of) {
+    Places::fill(plan);
+    const std::int64_t full = plan.s.full_kernel.count();
+    for (std::int64_t block = 0; block < plan.blocks; ++block) {
+      for (std::int64_t lane = 0; lane < plan.lanes; ++lane) {
+        const std::int64_t channel = plan.channel(block, lane);
+        Scalar* to = weights + block * plan.taps * plan.lanes + lane;
+        for (std::int64_t tap = 0; tap < plan.taps; ++tap) {
+          const std::int64_t place = plan.backward ? plan.taps - 1 - tap : tap;
+          to[place * plan.lanes] = channel < 0 ? 0 : Element<T>::get(weight + channel * full + index[tap]);
+        }
+        bias[block * plan.lanes + lane] = channel < 0 || bias_of == nullptr ? 0 : Element<T>::get(bias_of + channel);
+      }
+    }
+  }
+};
+
 // What a thread has for itself.
 template <class Scalar>
 struct Buffers {
@@ -253,8 +260,7 @@ struct Buffers {
   std::uintptr_t begin;
   std::uintptr_t end;
 
-  template <class P>
-  void carve(Carver& carver, const P& plan) {
+  [[gnu::noinline]] void carve(Carver& carver, const Plan& plan) {
     begin = carver.next;
     carver.take(x, plan.phases * plan.plane * plan.lanes);
     carver.take(g, plan.backward ? plan.gradient * plan.lanes : 0);

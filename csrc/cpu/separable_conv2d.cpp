@@ -26,13 +26,11 @@ std::int64_t row_bytes(const SeparableConv2dShape& shape) {
          (vectors_of(shape.depthwise.channels) + vectors_of(shape.out_channels));
 }
 
-template <bool Last>
-struct Separable {
-  using P = Plan<float, Last>;
-
+// What the layouts have in common.
+struct Frame {
   const SeparableConv2dShape& shape;
   const DwConv2dShape& s;
-  P plan;
+  Plan plan;
   std::int64_t channels, outputs;  // in vectors
   std::int64_t positions;          // the most of the output that a band computes or reads
   std::int64_t bands, units, chunk, pieces;
@@ -55,8 +53,8 @@ struct Separable {
     std::uintptr_t end;
   };
 
-  Separable(const SeparableConv2dShape& of, bool backward)
-      : shape(of), s(of.depthwise), plan(s, backward, true, row_bytes(of)) {
+  [[gnu::noinline]] Frame(const SeparableConv2dShape& of, bool backward)
+      : shape(of), s(of.depthwise), plan(s, kLanes, sizeof(float), backward, true, row_bytes(of)) {
     channels = plan.blocks;
     outputs = vectors_of(shape.out_channels);
     positions = (plan.band + (backward ? plan.halo : 0)) * s.out.width;
@@ -68,14 +66,14 @@ struct Separable {
   }
 
   // The outputs of the pointwise convolution are written by itself.
-  bool direct() const { return Last && shape.out_channels % kLanes == 0; }
+  bool direct() const { return s.channels_last && shape.out_channels % kLanes == 0; }
 
   int threads(int most) const {
     const std::int64_t size = s.batch * (s.channels * s.in.count() + shape.out_channels * s.out.count());
     return size < kSerialBelow ? 1 : static_cast<int>(at_most(pieces, most));
   }
 
-  void carve(Carver& carver) {
+  [[gnu::noinline]] void carve(Carver& carver) {
     tables.carve(carver, plan);
     carver.take(taps, channels * plan.taps * kLanes);
     carver.take(pointwise, plan.backward ? shape.out_channels * channels * kLanes : s.channels * outputs * kLanes);
@@ -84,11 +82,11 @@ struct Separable {
     carver.take(totals, sums);
   }
 
-  Own carve_own(Carver& carver) const {
+  [[gnu::noinline]] Own carve_own(Carver& carver) const {
     Own own;
     own.buffers.carve(carver, plan);
     carver.take(own.between, positions * (plan.backward ? 1 : channels) * kLanes);
-    carver.take(own.outside, Last && (plan.backward || direct()) ? 0 : positions * outputs * kLanes);
+    carver.take(own.outside, s.channels_last && (plan.backward || direct()) ? 0 : positions * outputs * kLanes);
     carver.take(own.gradient, plan.backward ? positions * kLanes : 0);
     carver.take(own.sums, sums);
     own.end = carver.next;
@@ -102,7 +100,7 @@ struct Separable {
     return static_cast<std::int64_t>(carver.next);
   }
 
-  void fill(const float* depthwise, const float* weights) {
+  [[gnu::noinline]] void fill(const float* depthwise, const float* weights) {
     tables.fill(plan, depthwise, static_cast<const float*>(nullptr));
     for (std::int64_t row = 0; row < channels * plan.taps; ++row) {
       const std::int64_t tap = row % plan.taps;
@@ -140,6 +138,32 @@ struct Separable {
       }
     });
   }
+
+  // The sums over the pieces, always in the same order.
+  [[gnu::noinline]] void add_pieces(float* grad_depthwise, float* grad_pointwise) const {
+    if (grad_depthwise == nullptr && grad_pointwise == nullptr) return;
+    for (std::int64_t i = 0; i < sums; ++i) totals[i] = 0;
+    for (std::int64_t piece = 0; piece < pieces; ++piece) {
+      for (std::int64_t i = 0; i < sums; ++i) totals[i] += static_cast<double>(partials[piece * sums + i]);
+    }
+    const double* of_points = totals + channels * plan.taps * kLanes;
+    for (std::int64_t c = 0; c < s.channels; ++c) {
+      const double* of_taps = totals + (c / kLanes * plan.taps) * kLanes + c % kLanes;
+      for (std::int64_t tap = 0; tap < plan.taps && grad_depthwise != nullptr; ++tap) {
+        grad_depthwise[c * plan.taps + tables.index[tap]] = static_cast<float>(of_taps[tap * kLanes]);
+      }
+    }
+    for (std::int64_t o = 0; o < shape.out_channels && grad_pointwise != nullptr; ++o) {
+      for (std::int64_t c = 0; c < s.channels; ++c) {
+        grad_pointwise[o * s.channels + c] = static_cast<float>(of_points[o * channels * kLanes + c]);
+      }
+    }
+  }
+};
+
+template <bool Last>
+struct Separable : Frame {
+  using Frame::Frame;
 
   Block<float, Last> block_of(const Own& own, std::int64_t block, std::int64_t image, std::int64_t top) const {
     return {plan, tables, own.buffers, block, image, top, plan.lanes_of(block, image)};
@@ -251,27 +275,6 @@ struct Separable {
           }
         });
     add_pieces(static_cast<float*>(args.grad_depthwise), static_cast<float*>(args.grad_pointwise));
-  }
-
-  // The sums over the pieces, always in the same order.
-  void add_pieces(float* grad_depthwise, float* grad_pointwise) const {
-    if (grad_depthwise == nullptr && grad_pointwise == nullptr) return;
-    for (std::int64_t i = 0; i < sums; ++i) totals[i] = 0;
-    for (std::int64_t piece = 0; piece < pieces; ++piece) {
-      for (std::int64_t i = 0; i < sums; ++i) totals[i] += static_cast<double>(partials[piece * sums + i]);
-    }
-    const double* of_points = totals + channels * plan.taps * kLanes;
-    for (std::int64_t c = 0; c < s.channels; ++c) {
-      const double* of_taps = totals + (c / kLanes * plan.taps) * kLanes + c % kLanes;
-      for (std::int64_t tap = 0; tap < plan.taps && grad_depthwise != nullptr; ++tap) {
-        grad_depthwise[c * plan.taps + tables.index[tap]] = static_cast<float>(of_taps[tap * kLanes]);
-      }
-    }
-    for (std::int64_t o = 0; o < shape.out_channels && grad_pointwise != nullptr; ++o) {
-      for (std::int64_t c = 0; c < s.channels; ++c) {
-        grad_pointwise[o * s.channels + c] = static_cast<float>(of_points[o * channels * kLanes + c]);
-      }
-    }
   }
 };
 

@@ -9,6 +9,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "block_sum.h"
 #include "hwnas/cuda_element.h"
 
 namespace hwnas::cuda::of_mask_scale {
@@ -96,21 +97,6 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// One block for each entry of a mask: the sum over `count` numbers, in a fixed order.
-template <class Value>
-__device__ double block_sum(std::int64_t count, const Value& value) {
-  __shared__ double sums[kThreads];
-  double sum = 0;
-  for (std::int64_t i = threadIdx.x; i < count; i += kThreads) sum += value(i);
-  sums[threadIdx.x] = sum;
-  __syncthreads();
-  for (int half = kThreads / 2; half > 0; half /= 2) {
-    if (threadIdx.x < half) sums[threadIdx.x] += sums[threadIdx.x + half];
-    __syncthreads();
-  }
-  return sums[0];
-}
-
 template <class A>
 __global__ void __launch_bounds__(kThreads)
     reduce_rows(const A* __restrict__ row_sums, A* __restrict__ grad_row, std::int64_t rows, std::int64_t tiles) {
@@ -121,8 +107,9 @@ __global__ void __launch_bounds__(kThreads)
   grad_row[row] = static_cast<A>(total);
 }
 
+// One block for each entry of the mask, and the same in the kernel below.
 template <class A>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kSumThreads)
     reduce_middle(const A* __restrict__ column_sums, const void* inner_mask, A* __restrict__ grad_middle,
                   const __grid_constant__ MaskScaleShape shape, std::int64_t tiles) {
   const std::int64_t columns = shape.middle * shape.inner;
@@ -135,7 +122,7 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <class A>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kSumThreads)
     reduce_inner(const A* __restrict__ column_sums, const void* middle_mask, A* __restrict__ grad_inner,
                  const __grid_constant__ MaskScaleShape shape, std::int64_t tiles) {
   const double total = block_sum(tiles * shape.middle, [&](std::int64_t i) {
@@ -190,12 +177,12 @@ void backward(const MaskScaleBackward& args, cudaStream_t stream) {
     check(cudaGetLastError(), "reduction launch");
   }
   if (args.grad_middle != nullptr) {
-    reduce_middle<A><<<static_cast<unsigned>(shape.middle), kThreads, 0, stream>>>(
+    reduce_middle<A><<<static_cast<unsigned>(shape.middle), kSumThreads, 0, stream>>>(
         column_sums, args.masks.inner, static_cast<A*>(args.grad_middle), shape, row_tiles(shape));
     check(cudaGetLastError(), "reduction launch");
   }
   if (args.grad_inner != nullptr) {
-    reduce_inner<A><<<static_cast<unsigned>(shape.inner), kThreads, 0, stream>>>(
+    reduce_inner<A><<<static_cast<unsigned>(shape.inner), kSumThreads, 0, stream>>>(
         column_sums, args.masks.middle, static_cast<A*>(args.grad_inner), shape, row_tiles(shape));
     check(cudaGetLastError(), "reduction launch");
   }

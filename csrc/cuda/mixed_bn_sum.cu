@@ -12,6 +12,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "block_sum.h"
 #include "hwnas/cuda_element.h"
 #include "mixed_bn_result.h"
 #include "mixed_bn_sums.h"
@@ -147,7 +148,8 @@ void backward(const MixedBnSumBackward& args, double* workspace, cudaStream_t st
                                                                    args.grad_beta);
   check("launch of the coefficients");
   if (args.grad_weights != nullptr) {
-    weights_kernel<<<static_cast<unsigned>(shared.count), kThreads, 0, stream>>>(
+    // For each tensor the sum over its channels.
+    sum_rows_kernel<<<static_cast<unsigned>(shared.count), kSumThreads, 0, stream>>>(
         shared.of_weights, shared.channels, static_cast<Acc<T>*>(args.grad_weights));
     check("launch for the weights");
   }

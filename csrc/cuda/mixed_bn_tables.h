@@ -99,21 +99,5 @@ __global__ void __launch_bounds__(kThreads)
   if (grad_beta != nullptr) static_cast<A*>(grad_beta)[i] = static_cast<A>(of_beta);
 }
 
-// One block for each tensor: the sum over its channels, in a fixed order.
-template <class A>
-__global__ void __launch_bounds__(kThreads)
-    weights_kernel(const double* __restrict__ of_weights, std::int64_t channels, A* __restrict__ grad_weights) {
-  __shared__ double sums[kThreads];
-  double sum = 0;
-  for (std::int64_t c = threadIdx.x; c < channels; c += kThreads) sum += of_weights[blockIdx.x * channels + c];
-  sums[threadIdx.x] = sum;
-  __syncthreads();
-  for (int half = kThreads / 2; half > 0; half /= 2) {
-    if (threadIdx.x < half) sums[threadIdx.x] += sums[threadIdx.x + half];
-    __syncthreads();
-  }
-  if (threadIdx.x == 0) grad_weights[blockIdx.x] = static_cast<A>(sums[0]);
-}
-
 }  // namespace
 }  // namespace hwnas::cuda::of_mixed_bn_sum

@@ -8,6 +8,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "block_sum.h"
 #include "hwnas/cuda_element.h"
 
 namespace hwnas::cuda::of_mixed_sum {
@@ -150,22 +151,6 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// One block for each tensor: the sum over its tiles, in a fixed order.
-template <class A>
-__global__ void __launch_bounds__(kThreads)
-    reduce_kernel(const A* __restrict__ partials, std::int64_t tiles, A* __restrict__ grad_weights) {
-  __shared__ double sums[kThreads];
-  double sum = 0;
-  for (std::int64_t i = threadIdx.x; i < tiles; i += kThreads) sum += partials[blockIdx.x * tiles + i];
-  sums[threadIdx.x] = sum;
-  __syncthreads();
-  for (int half = kThreads / 2; half > 0; half /= 2) {
-    if (threadIdx.x < half) sums[threadIdx.x] += sums[threadIdx.x + half];
-    __syncthreads();
-  }
-  if (threadIdx.x == 0) grad_weights[blockIdx.x] = static_cast<A>(sums[0]);
-}
-
 void check(cudaError_t status, const char* what) {
   if (status != cudaSuccess) throw std::runtime_error(std::string("mixed_sum: ") + what + ": " + cudaGetErrorString(status));
 }
@@ -224,7 +209,9 @@ void backward(const MixedSumBackward& args, cudaStream_t stream) {
                                           tensors, grads, count, partials, args.size);
   check(cudaGetLastError(), "backward launch");
   if (!dot) return;
-  reduce_kernel<<<count, kThreads, 0, stream>>>(partials, std::int64_t{blocks}, static_cast<Acc<T>*>(args.grad_weights));
+  // For each tensor the sum over its tiles.
+  sum_rows_kernel<<<count, kSumThreads, 0, stream>>>(partials, std::int64_t{blocks},
+                                                     static_cast<Acc<T>*>(args.grad_weights));
   check(cudaGetLastError(), "reduction launch");
 }
 

@@ -50,7 +50,7 @@ def build(folder: Path) -> Path:
     """Compile the module of the CUDA kernels, and the host's scheduler into it."""
     import pybind11
 
-    sources = [HOST / "scheduler.cpp", *(p for p in (ROOT / "csrc" / "bindings").glob("*.cpp") if "_cpu" not in p.name)]
+    sources = [HOST / "scheduler.cpp", *(ROOT / "csrc" / "bindings").glob("*.cpp")]
     for source in (ROOT / "csrc" / "cuda").glob("*.cu"):
         sources.append(folder / f"{source.name}.cpp")
         sources[-1].write_text(f'#line 1 "{source}"\n{for_the_host(source.read_text())}')

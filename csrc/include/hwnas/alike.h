@@ -2,13 +2,12 @@
 
 // What one quick look tells of tensors: see bindings/alike.cpp. In _cpu only.
 
-#include <pybind11/pybind11.h>
-
 #include <cstdint>
 #include <optional>
 #include <vector>
 
 #include "hwnas/dtype.h"
+#include "hwnas/python.h"
 
 namespace hwnas::bindings::alike {
 

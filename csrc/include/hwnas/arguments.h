@@ -3,8 +3,6 @@
 // How the bindings take their arguments: one after the other, by position or by the name that each has here. What is
 // wrong raises an error that names the operator and the argument.
 
-#include <pybind11/pybind11.h>
-
 #include <array>
 #include <cstdint>
 #include <stdexcept>
@@ -12,10 +10,9 @@
 #include <vector>
 
 #include "hwnas/dtype.h"
+#include "hwnas/python.h"
 
 namespace hwnas {
-
-namespace py = pybind11;
 
 using Address = std::uintptr_t;
 using Addresses = std::vector<Address>;
@@ -35,8 +32,8 @@ struct Where {
 class Arguments {
  public:
   // By position, in a tuple, and by name, in a dictionary or null.
-  Arguments(const char* op, py::handle values, py::handle named = {})
-      : op_(op), values_(values.ptr()), named_(named.ptr()), count_(PyTuple_GET_SIZE(values_)) {}
+  Arguments(const char* op, PyObject* values, PyObject* named = nullptr)
+      : op_(op), values_(values), named_(named), count_(PyTuple_GET_SIZE(values)) {}
 
   // --- taking the next one ---
 
@@ -45,7 +42,7 @@ class Arguments {
     if (named_ != nullptr) {
       if (PyObject* const found = PyDict_GetItemString(named_, name)) return found;
     }
-    throw py::type_error(message(std::string(name) + " is missing"));
+    throw TypeError(message(std::string(name) + " is missing"));
   }
 
   std::int64_t integer(const char* name) { return integer_of(any(name), name); }
@@ -137,7 +134,7 @@ class Arguments {
   // There must be no more.
   void end() const {
     if (count_ + named() == taken_) return;
-    throw py::type_error(
+    throw TypeError(
         message("got " + std::to_string(count_ + named()) + " arguments, expected " + std::to_string(taken_)));
   }
 
@@ -183,7 +180,7 @@ class Arguments {
 
   // This replaces an error that Python has set.
   [[noreturn]] void wrong_type(PyObject* found, const char* name, const char* expected) const {
-    throw py::type_error(
+    throw TypeError(
         message(std::string(name) + " is or holds a " + Py_TYPE(found)->tp_name + ", expected " + expected));
   }
 
@@ -207,19 +204,19 @@ class Arguments {
 
   static bool flag_of(PyObject* value) {
     const int result = PyObject_IsTrue(value);
-    if (result < 0) throw py::error_already_set();
+    if (result < 0) throw PythonError();
     return result != 0;
   }
 
   template <class T, class Convert>
   std::vector<T> list(const char* name, const Convert& convert) {
     PyObject* const given = any(name);
-    const auto entries = py::reinterpret_steal<py::object>(PySequence_Fast(given, ""));
-    if (!entries) wrong_type(given, name, "a sequence");
+    const Reference entries(PySequence_Fast(given, ""));
+    if (entries.get() == nullptr) wrong_type(given, name, "a sequence");
     std::vector<T> result;
-    result.reserve(static_cast<std::size_t>(PySequence_Fast_GET_SIZE(entries.ptr())));
-    for (Py_ssize_t k = 0; k < PySequence_Fast_GET_SIZE(entries.ptr()); ++k) {
-      result.push_back(convert(PySequence_Fast_GET_ITEM(entries.ptr(), k)));
+    result.reserve(static_cast<std::size_t>(PySequence_Fast_GET_SIZE(entries.get())));
+    for (Py_ssize_t k = 0; k < PySequence_Fast_GET_SIZE(entries.get()); ++k) {
+      result.push_back(convert(PySequence_Fast_GET_ITEM(entries.get(), k)));
     }
     return result;
   }

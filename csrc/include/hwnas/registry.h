@@ -2,25 +2,28 @@
 
 // A binding file registers its functions by a Registration of its own, so that a new operator changes no other file.
 
-#include <pybind11/pybind11.h>
-
 #include <utility>
 #include <vector>
 
-#include "hwnas/arguments.h"
+#include "hwnas/python.h"
 
 namespace hwnas {
 
-// A function that Python calls: one that returns nothing, or one that answers. Both strings are literals.
+class Arguments;
+
+// A function that Python calls: one that returns nothing, or one that answers with a new reference, null where Python has
+// set an error. Both strings are literals.
 struct Function {
   Function(const char* function, void (*body)(Arguments&), const char* text)
       : name(function), run(body), documentation(text) {}
-  Function(const char* function, py::object (*body)(Arguments&), const char* text)
+  Function(const char* function, PyObject* (*body)(Arguments&), const char* text)
       : name(function), answer(body), documentation(text) {}
+
+  PyObject* operator()(PyObject* values, PyObject* named) const;
 
   const char* name;
   void (*run)(Arguments&) = nullptr;
-  py::object (*answer)(Arguments&) = nullptr;
+  PyObject* (*answer)(Arguments&) = nullptr;
   const char* documentation;
 };
 
@@ -47,21 +50,5 @@ class Registration {
   const std::vector<Function> functions;
   const std::vector<Constant> constants;
 };
-
-inline void add_registered(py::module_& module) {
-  for (const Registration* registered : Registration::all()) {
-    for (const Function& function : registered->functions) {
-      // One signature for all: pybind11 compiles its part of a call for every other one that it meets, half a second each.
-      const auto call = [&function](const py::args& values, const py::kwargs& named) -> py::object {
-        Arguments given(function.name, values, named);
-        if (function.answer != nullptr) return function.answer(given);
-        function.run(given);
-        return py::none();
-      };
-      module.def(function.name, call, function.documentation);
-    }
-    for (const auto& [name, value] : registered->constants) module.attr(name) = value;
-  }
-}
 
 }  // namespace hwnas

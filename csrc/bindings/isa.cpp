@@ -1,24 +1,34 @@
-#include <string>
+// In _cpu only.
+#ifndef HWNAS_WITH_CUDA
 
 #include "hwnas/isa.h"
+
+#include <string>
+
+#include "hwnas/arguments.h"
 #include "hwnas/registry.h"
 
-namespace hwnas::bindings::module_cpu {
+namespace hwnas::bindings::isa {
 namespace {
 
 using hwnas::Arguments;
 using hwnas::Registration;
 
-py::object supported_isas(Arguments& given) {
+PyObject* supported_isas(Arguments& given) {
   given.end();
-  py::list names;
-  for (const std::string& name : hwnas::cpu::supported_isas()) names.append(name);
-  return names;
+  hwnas::Reference names(PyList_New(0));
+  for (const std::string& name : hwnas::cpu::supported_isas()) {
+    const hwnas::Reference text(PyUnicode_FromString(name.c_str()));
+    if (names.get() == nullptr || text.get() == nullptr || PyList_Append(names.get(), text.get()) != 0) {
+      throw hwnas::PythonError();
+    }
+  }
+  return names.release();
 }
 
-py::object current_isa(Arguments& given) {
+PyObject* current_isa(Arguments& given) {
   given.end();
-  return py::str(hwnas::cpu::current_isa_name());
+  return PyUnicode_FromString(hwnas::cpu::current_isa_name().c_str());
 }
 
 void select_isa(Arguments& given) {
@@ -42,9 +52,6 @@ const Registration registration(
     {{"OPENMP", kOpenMp}});
 
 }  // namespace
-}  // namespace hwnas::bindings::module_cpu
+}  // namespace hwnas::bindings::isa
 
-PYBIND11_MODULE(_cpu, module) {
-  module.doc() = "CPU kernels of hwnas. They take raw addresses: call them through hwnas.kernels.";
-  hwnas::add_registered(module);
-}
+#endif
