@@ -6,21 +6,19 @@ choice such as "no connection", which gives zeros, both depend on the choices ar
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from hwnas.profilers.tables import Table, conjunction, disjunction, union
+from hwnas.profilers.logic import ALWAYS, NEVER, Logic
+from hwnas.profilers.tables import Table, union
 from hwnas.profilers.trace import Join, OpCall, Trace
 
 MAX_ENTRIES = 20_000  # a condition over more combinations than that is replaced by a weaker one
-
-ALWAYS = Table((), np.asarray(True))
-NEVER = Table((), np.asarray(False))
 
 aten = torch.ops.aten
 CONSTANT = frozenset({aten.zeros_like, aten.ones_like, aten.full_like, aten.new_zeros, aten.new_ones, aten.new_full})
@@ -61,13 +59,13 @@ def liveness(trace: Trace) -> list[Liveness]:
     list of Liveness
         In the order of the timeline; for a join only what `live` says of its result.
     """
-    varies = _what_varies(trace)
+    varies, logic = _what_varies(trace), trace.logic
     needed: dict[int, Table] = {id(tensor): ALWAYS for tensor in trace.outputs}
     found: list[Liveness] = []
     for event in reversed(trace.timeline):
         made = tensors_of(event.result if isinstance(event, Join) else event.output)
-        when = _any(needed.get(id(tensor), NEVER) for tensor in made)
-        when = _all([when, _any(varies.get(id(tensor), NEVER) for tensor in made)])
+        when = _any(logic, (needed.get(id(tensor), NEVER) for tensor in made))
+        when = _all(logic, [when, _any(logic, (varies.get(id(tensor), NEVER) for tensor in made))])
         inputs: frozenset[int] = frozenset()
         if isinstance(event, Join):
             sources = [(source, [chosen]) for (source, _), chosen in zip(event.sources, event.chosen, strict=True)]
@@ -76,27 +74,31 @@ def liveness(trace: Trace) -> list[Liveness]:
             read = tensors_of((event.args, event.kwargs))
             sources = [(source, []) for source in read]
             inputs = frozenset(id(tensor) for tensor in read if id(tensor) in varies)
-            whole = _all([varies[each] for each in inputs])
+            whole = _all(logic, [varies[each] for each in inputs])
         for source, chosen in sources:
-            needed[id(source)] = _any([needed.get(id(source), NEVER), _all([when, *chosen])])
+            needed[id(source)] = either(logic, needed.get(id(source), NEVER), _all(logic, [when, *chosen]))
         found.append(Liveness(when, whole, inputs))
     return found[::-1]
 
 
 def _what_varies(trace: Trace) -> dict[int, Table]:
     """Find when each tensor depends on the input; tensors that never do are left out."""
-    varies = {id(tensor): ALWAYS for tensor in trace.inputs}
+    varies, logic = {id(tensor): ALWAYS for tensor in trace.inputs}, trace.logic
     for event in trace.timeline:
         if isinstance(event, Join):
             when = _any(
-                _all([varies.get(id(source), NEVER), chosen])
-                for (source, _), chosen in zip(event.sources, event.chosen, strict=True)
+                logic,
+                (
+                    _all(logic, [varies.get(id(source), NEVER), chosen])
+                    for (source, _), chosen in zip(event.sources, event.chosen, strict=True)
+                ),
             )
             made: Sequence[Tensor] = [event.result]
         elif event.operator.overloadpacket in CONSTANT:
             continue
         else:
-            when = _any(varies.get(id(tensor), NEVER) for tensor in tensors_of((event.args, event.kwargs)))
+            read = tensors_of((event.args, event.kwargs))
+            when = _any(logic, (varies.get(id(tensor), NEVER) for tensor in read))
             made = tensors_of(event.output)
         if when.values.any():
             varies.update((id(tensor), when) for tensor in made)
@@ -108,33 +110,33 @@ def tensors_of(tree: object) -> list[Tensor]:
     return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
-def either(one: Table, other: Table) -> Table:
+def either(logic: Logic, one: Table, other: Table) -> Table:
     """Return where one of two conditions holds, or more where that is over too many combinations."""
-    return _any([one, other])
+    return _any(logic, [one, other])
 
 
-def _any(conditions: Iterable[Table]) -> Table:
-    return _within(disjunction, [each for each in conditions if each.labels or each.values])
+def _any(logic: Logic, conditions: Iterable[Table]) -> Table:
+    return _within(logic.any, [each for each in conditions if each.labels or each.values])
 
 
-def _all(conditions: Iterable[Table]) -> Table:
+def _all(logic: Logic, conditions: Iterable[Table]) -> Table:
     conditions = [each for each in conditions if each.labels or not each.values]
     # Without the largest ones what is left is weaker.
     for condition in sorted(conditions, key=lambda each: -each.values.size):
         if _entries(conditions) <= MAX_ENTRIES:
             break
         conditions = [each for each in conditions if each is not condition]
-    return _within(conjunction, conditions)
+    return _within(logic.all, conditions)
 
 
 def _within(fold: Callable[[Iterable[Table]], Table], conditions: list[Table]) -> Table:
     return fold(conditions) if _entries(conditions) <= MAX_ENTRIES else ALWAYS
 
 
-def _entries(conditions: Sequence[Table]) -> float:
+def _entries(conditions: Sequence[Table]) -> int:
     labels = union(conditions)
     sizes = {label: n for each in conditions for label, n in zip(each.labels, each.values.shape, strict=True)}
-    return float(np.prod([sizes[label] for label in labels], dtype=float))
+    return math.prod(sizes[label] for label in labels)
 
 
 def operators_with(trace: Trace) -> list[tuple[OpCall, Liveness]]:

@@ -21,7 +21,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from hwnas.cost.intermediate import base_labels
 from hwnas.nn import MutableModule, module_mutables
 from hwnas.nn.freezing import freeze_module
-from hwnas.profilers.liveness import NEVER, Liveness, either, operators_with, tensors_of
+from hwnas.profilers.liveness import Liveness, either, operators_with, tensors_of
+from hwnas.profilers.logic import NEVER
 from hwnas.profilers.macs import FORMULAS
 from hwnas.profilers.profiler import combinations, domain_of
 from hwnas.profilers.tables import Table, at, check_table_size, union
@@ -119,18 +120,18 @@ def units_of(trace: Trace) -> Iterator[Unit]:
         In the order of execution, modules before loose operators.
     """
     modules = dict(trace.space.named_modules(remove_duplicate=False))
-    operators = operators_with(trace)
+    operators, domain = operators_with(trace), domain_of(trace.space)
     # For each call of a module: when an operator inside is left in an exported member.
     live = [NEVER] * len(trace.modules)
     for event, found in operators:
         caller = event.caller
         while caller >= 0:
-            live[caller] = either(live[caller], found.live)
+            live[caller] = either(trace.logic, live[caller], found.live)
             caller = trace.modules[caller].caller
     inside: list[bool] = []  # for each call of a module: whether it belongs to a unit already
     for position, call in enumerate(trace.modules):
         covered = call.caller >= 0 and inside[call.caller]
-        unit = None if covered else _module_unit(trace, modules[call.module], call, live[position])
+        unit = None if covered else _module_unit(trace, domain, modules[call.module], call, live[position])
         inside.append(covered or unit is not None)
         # Where no operator runs inside, an identity for instance, nothing is left to measure.
         if unit is not None and call.needed.values.any() and live[position].values.any():
@@ -138,7 +139,7 @@ def units_of(trace: Trace) -> Iterator[Unit]:
     for event, found in operators:
         loose = event.caller < 0 or not inside[event.caller]
         if loose and found.live.values.any() and not _is_nothing(event):
-            yield from _operator_units(trace, event, found)
+            yield from _operator_units(trace, domain, event, found)
 
 
 def _is_nothing(call: OpCall) -> bool:
@@ -147,41 +148,39 @@ def _is_nothing(call: OpCall) -> bool:
     return call.operator.overloadpacket in (aten.detach, aten.alias, aten.lift_fresh, aten.sym_size)
 
 
-def _module_unit(trace: Trace, module: nn.Module, call: ModuleCall, live: Table) -> Unit | None:
+def _module_unit(trace: Trace, domain: dict[str, Any], module: nn.Module, call: ModuleCall, live: Table) -> Unit | None:
     parts = list(module.modules())
     if any(isinstance(part, BaseSuperNetModule) and not isinstance(part, MixedOperation) for part in parts):
         return None
-    domain = {
-        label: values
+    own = [
+        label
         for mutable in ([module] if isinstance(module, MutableModule) else module_mutables(module))
-        for label, values in domain_of(mutable).items()
+        for label in domain_of(mutable)
         if label not in trace.fixed
-    }
+    ]
     tables = _shape_tables(trace, (call.args, call.kwargs))
-    labels = base_labels([*domain, *union(tables)])
-    everything = domain_of(trace.space)
+    labels = base_labels([*own, *union(tables)])
     is_leaf = not any(True for _ in module.children())
-    if not is_leaf and np.prod([len(everything[label]) for label in labels], dtype=float) > MAX_UNIT:
+    if not is_leaf and np.prod([len(domain[label]) for label in labels], dtype=float) > MAX_UNIT:
         return None
-    check_table_size([len(everything[label]) for label in labels], labels)
+    check_table_size([len(domain[label]) for label in labels], labels)
 
     def make(sample: Sample) -> Workpiece:
         frozen = freeze_module(module, {**trace.fixed, **sample}, {}).eval()
-        return _workpiece(trace, frozen, call.args, call.kwargs, sample, everything)
+        return _workpiece(trace, frozen, call.args, call.kwargs, sample, domain)
 
     return Unit(call.module, labels, (*call.conditions, call.needed, live), make)
 
 
-def _operator_units(trace: Trace, call: OpCall, found: Liveness) -> Iterator[Unit]:
+def _operator_units(trace: Trace, domain: dict[str, Any], call: OpCall, found: Liveness) -> Iterator[Unit]:
     """Yield an operator, and apart from it the same one where a tensor that it reads is a constant."""
     labels = base_labels(union(_shape_tables(trace, (call.args, call.kwargs))))
-    everything = domain_of(trace.space)
-    check_table_size([len(everything[label]) for label in labels], labels)
+    check_table_size([len(domain[label]) for label in labels], labels)
     name = f"{call.module}:{call.operator.overloadpacket.__name__}".lstrip(":")
 
     def unit(name: str, inputs: frozenset[int], condition: Table) -> Unit:
         def make(sample: Sample) -> Workpiece:
-            return _workpiece(trace, call.operator, call.args, call.kwargs, sample, everything, inputs)
+            return _workpiece(trace, call.operator, call.args, call.kwargs, sample, domain, inputs)
 
         return Unit(name, labels, (*call.conditions, found.live, condition), make)
 
