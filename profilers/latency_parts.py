@@ -19,7 +19,7 @@ from hwnas.profilers.posterior import Prior
 from hwnas.profilers.precision import in_precision
 from hwnas.profilers.profiler import build_cost_model, domain_of, masked
 from hwnas.profilers.symbols import hashable
-from hwnas.profilers.tables import Table
+from hwnas.profilers.tables import Table, length_of
 from hwnas.profilers.target import OrtTarget
 from hwnas.profilers.trace import Trace
 from hwnas.profilers.traced_space import TracedSpace
@@ -144,12 +144,12 @@ class LatencyParts:
             say("cut into parts", 1, 1)
             for number, unit in enumerate(units):
                 say("find parts", number, len(units))
-                shape = [len(domain[label]) for label in unit.labels]
-                positions = np.empty(shape, dtype=int)
-                for index, (sample, piece) in zip(np.ndindex(*shape), members_of(unit, domain), strict=True):
+                # Combinations that no member has are left at zero.
+                positions = np.zeros([length_of(label, domain) for label in unit.labels], dtype=int)
+                for places, sample, piece in members_of(unit, domain):
                     identity = members.remember(f"{unit.name} {sample or ''}".strip(), piece)
                     place, _ = found.setdefault(identity.key, (len(found), identity))
-                    positions[index] = place
+                    positions[places] = place
                 self._parts.append(_Part(unit.name, unit.labels, unit.conditions, positions))
             say("find parts", len(units), len(units))
         self._distinct = [identity for _, identity in found.values()]

@@ -8,7 +8,8 @@ of a container, are units of their own.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,10 +25,11 @@ from hwnas.nn.freezing import freeze_module
 from hwnas.profilers.liveness import Liveness, either, operators_with, tensors_of
 from hwnas.profilers.logic import NEVER
 from hwnas.profilers.macs import FORMULAS
-from hwnas.profilers.profiler import combinations, domain_of
-from hwnas.profilers.tables import Table, at, check_table_size, union
+from hwnas.profilers.profiler import domain_of
+from hwnas.profilers.symbols import tabulate
+from hwnas.profilers.tables import Table, at, check_table_size, length_of, possible, realised, union
 from hwnas.profilers.trace import ModuleCall, OpCall, Trace
-from hwnas.space import Sample
+from hwnas.space import Mutable, MutableExpression, Sample
 from hwnas.supernet import BaseSuperNetModule, MixedOperation
 
 MAX_UNIT = 512  # a module with more members than that is not measured as a whole but in parts
@@ -42,11 +44,13 @@ class Unit:
     name : str
         Path of the module, or of the module and the operator.
     labels : tuple of str
-        The labels on which the part itself depends.
+        The labels on which the part itself depends. Where sizes are computed from very many combinations of labels, an
+        intermediate stands for which sizes they are.
     conditions : tuple of Table
         Boolean tables: a member runs the part where all of them hold.
     make : callable
-        Gives for a sample of `labels` the part as a plain module and tensors to call it with.
+        Gives for a sample of `labels`, or of those that decide about them, the part as a plain module and tensors to
+        call it with.
     """
 
     name: str
@@ -152,18 +156,12 @@ def _module_unit(trace: Trace, domain: dict[str, Any], module: nn.Module, call: 
     parts = list(module.modules())
     if any(isinstance(part, BaseSuperNetModule) and not isinstance(part, MixedOperation) for part in parts):
         return None
-    own = [
-        label
-        for mutable in ([module] if isinstance(module, MutableModule) else module_mutables(module))
-        for label in domain_of(mutable)
-        if label not in trace.fixed
-    ]
-    tables = _shape_tables(trace, (call.args, call.kwargs))
-    labels = base_labels([*own, *union(tables)])
+    mutables = [module] if isinstance(module, MutableModule) else list(module_mutables(module))
+    labels, shape = _cases(trace, mutables, (call.args, call.kwargs), domain)
     is_leaf = not any(True for _ in module.children())
-    if not is_leaf and np.prod([len(domain[label]) for label in labels], dtype=float) > MAX_UNIT:
+    if not is_leaf and math.prod(shape) > MAX_UNIT:
         return None
-    check_table_size([len(domain[label]) for label in labels], labels)
+    check_table_size(shape, labels)
 
     def make(sample: Sample) -> Workpiece:
         frozen = freeze_module(module, {**trace.fixed, **sample}, {}).eval()
@@ -174,8 +172,8 @@ def _module_unit(trace: Trace, domain: dict[str, Any], module: nn.Module, call: 
 
 def _operator_units(trace: Trace, domain: dict[str, Any], call: OpCall, found: Liveness) -> Iterator[Unit]:
     """Yield an operator, and apart from it the same one where a tensor that it reads is a constant."""
-    labels = base_labels(union(_shape_tables(trace, (call.args, call.kwargs))))
-    check_table_size([len(domain[label]) for label in labels], labels)
+    labels, shape = _cases(trace, [], (call.args, call.kwargs), domain)
+    check_table_size(shape, labels)
     name = f"{call.module}:{call.operator.overloadpacket.__name__}".lstrip(":")
 
     def unit(name: str, inputs: frozenset[int], condition: Table) -> Unit:
@@ -189,6 +187,33 @@ def _operator_units(trace: Trace, domain: dict[str, Any], call: OpCall, found: L
     if partly.values.any() and len(found.inputs) > 1:
         first = next(id(each) for each in tensors_of((call.args, call.kwargs)) if id(each) in found.inputs)
         yield unit(f"{name} with a constant", frozenset({first}), partly)
+
+
+def _cases(
+    trace: Trace, mutables: Sequence[Mutable], arguments: Any, domain: dict[str, Any]
+) -> tuple[tuple[str, ...], list[int]]:
+    """Return the labels that tell the members of a part apart, and how many values they have.
+
+    Of many combinations few may differ in what the part gets: the channels behind a concatenation of loose ends depend
+    on all inputs of a cell, but there are only as many as loose ends.
+    """
+    tables = _shape_tables(trace, arguments)
+    own = [label for mutable in mutables for label in domain_of(mutable) if label not in trace.fixed]
+    labels = base_labels([*own, *union(tables)])
+    if math.prod(len(domain[label]) for label in labels) > MAX_UNIT:
+        given = [tabulate(each) for mutable in mutables for each in _expressions(mutable)]
+        narrowed = union([table.narrowed() for table in (*given, *tables)])
+        if set(base_labels(narrowed)) == set(labels):
+            labels = narrowed
+    return labels, [length_of(label, domain) for label in labels]
+
+
+def _expressions(mutable: Mutable) -> Iterator[MutableExpression]:
+    if isinstance(mutable, MutableExpression):
+        yield mutable
+    else:
+        for part in mutable.sub_mutables():
+            yield from _expressions(part)
 
 
 def _shape_tables(trace: Trace, arguments: Any) -> list[Table]:
@@ -302,7 +327,22 @@ def canonical_operators(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[
     return "\n".join([*header, *writer.lines, footer]), traffic, weights, writer.macs
 
 
-def members(unit: Unit, domain: dict[str, Any]) -> Iterator[tuple[Sample, Workpiece]]:
-    """Yield every member of a unit, as a sample of its labels and as a module."""
-    for sample in combinations(domain, unit.labels):
-        yield sample, unit.make(sample)
+def members(unit: Unit, domain: dict[str, Any]) -> Iterator[tuple[tuple[int, ...], Sample, Workpiece]]:
+    """Yield every member of a unit.
+
+    Yields
+    ------
+    places : tuple of int
+        Which of their values its labels have.
+    sample : dict
+        Values of the labels that decide about it.
+    piece : Workpiece
+        The member itself.
+    """
+    shape = [length_of(label, domain) for label in unit.labels]
+    there = np.broadcast_to(possible(unit.labels), shape)
+    for places in np.ndindex(*shape):
+        if there[places]:
+            decided = realised(unit.labels, places)
+            sample = {label: domain[label][place] for label, place in decided.items()}
+            yield places, sample, unit.make(sample)

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 import hwnas.nn as nn
 from hwnas.profilers import units
 from hwnas.profilers.profiler import domain_of
-from hwnas.profilers.tables import at
+from hwnas.profilers.tables import at, place_of
 from hwnas.profilers.tracing import trace_everywhere
 from hwnas.profilers.units import Unit, Workpiece, canonical_operators, members, units_of
 from hwnas.space import Sample
@@ -166,9 +166,43 @@ def test_members_are_every_combination_of_the_labels(net: tuple[Net, list[Unit]]
     unit = {unit.name: unit for unit in found}[CONV.format(0)]
     listed = list(members(unit, domain_of(space)))
     assert len(listed) == 4
-    for sample, piece in listed:
+    assert {places for places, _, _ in listed} == set(itertools.product(range(2), range(2)))
+    for _, sample, piece in listed:
         conv = piece.module[0]  # type: ignore[index]
         assert (conv.out_channels, conv.kernel_size) == (sample["width"], (sample["kernel"],) * 2)
+
+
+def test_sizes_that_many_labels_decide_are_looked_at_once_each() -> None:
+    """Each of 6,561 combinations of widths gives the convolution behind them one of 25 sums, or the other of 9."""
+
+    class Dense(nn.ModelSpace):
+        def __init__(self) -> None:
+            super().__init__()
+            widths = [choice([1, 2, 4], f"width{i}") for i in range(8)]
+            self.branches = torch.nn.ModuleList(nn.Conv2d(1, width, 1) for width in widths)
+            self.behind = nn.Conv2d(sum(widths[1:], widths[0]), choice([2, 3], "out"), 1)
+            self.some = nn.Conv2d(sum(widths[1:3], widths[0]), 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            made = [branch(x) for branch in self.branches]
+            return self.behind(torch.cat(made, 1)).mean(1) + self.some(torch.cat(made[:3], 1)).mean(1)
+
+    space = Dense()
+    domain = domain_of(space)
+    found = {unit.name: unit for unit in cut(space)}
+    pieces = {name: list(members(unit, domain)) for name, unit in found.items()}
+    sums = {sum(widths) for widths in itertools.product([1, 2, 4], repeat=8)}
+    assert len(pieces["behind"]) == 2 * len(sums)
+    assert {piece.module.in_channels for _, _, piece in pieces["behind"]} == sums
+    assert len(pieces["some"]) == 27  # few enough combinations to take them as they are
+    unit = found["behind"]
+    keys = {places: piece.identify().key for places, _, piece in pieces["behind"]}
+    for seed in range(20):
+        sample = space.random(random_state=seed)
+        frozen = space.freeze(sample).behind
+        x = torch.zeros(2, frozen.in_channels, 8, 8)
+        places = tuple(place_of(label, sample, domain) for label in unit.labels)
+        assert keys[places] == Workpiece(frozen.eval(), (x,)).identify().key
 
 
 def test_parts_add_up_to_every_member() -> None:
@@ -218,7 +252,7 @@ def test_a_value_that_is_read_by_a_plain_module() -> None:
 
     found = {unit.name: unit for unit in parts_add_up(Scaled())}
     assert found["scale"].labels == ("factor",)
-    keys = {piece.identify().key for _, piece in members(found["scale"], {"factor": [0.5, 2.0]})}
+    keys = {piece.identify().key for _, _, piece in members(found["scale"], {"factor": [0.5, 2.0]})}
     assert len(keys) == 2  # an attribute of an operator
 
 
@@ -382,7 +416,7 @@ def test_traffic_is_what_enters_and_leaves_and_the_rest_are_weights() -> None:
 def test_the_same_structure_at_several_places_is_measured_once(net: tuple[Net, list[Unit]]) -> None:
     space, found = net
     domain = domain_of(space)
-    keys = {unit.name: [piece.identify().key for _, piece in members(unit, domain)] for unit in found}
+    keys = {unit.name: [piece.identify().key for _, _, piece in members(unit, domain)] for unit in found}
     assert keys[CONV.format(0)] == keys[CONV.format(1)]
     everything = list(itertools.chain(*keys.values()))
     assert len(set(everything)) == len(everything) - 4
