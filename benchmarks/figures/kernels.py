@@ -133,6 +133,7 @@ def figures() -> str:
     """Return steps first, then operators."""
     steps = [
         *darts_step("darts_step.json", "A whole step of DARTS"),
+        *darts_step("darts_step_amd.json", "The same on an AMD processor"),
         *darts_step("darts_step_bfloat16.json", "The same in bfloat16"),
         *darts_step("darts_step_compiled.json", "One cell, beside torch.compile"),
         *sampled_step(),

@@ -316,7 +316,8 @@ def test_the_charged_cost_comes_to_the_limit_where_the_loss_wants_all(kit, strat
     multipliers = [row["budget/macs/multiplier"] for row in records.rows]
     assert multipliers[0] == 0
     assert max(charged[:10]) > 8  # it starts above the limit
-    assert np.mean(charged[-60:]) == pytest.approx(8.0, rel=0.05)
+    # Where a sample is charged instead of the expectation, means of 60 steps scatter by a few percent.
+    assert np.mean(charged[-60:]) == pytest.approx(8.0, rel=0.05 if strategy_type is DARTS else 0.1)
     for a, b, cost in zip(multipliers, multipliers[1:], charged, strict=False):
         assert b == pytest.approx(max(0.0, a + 0.5 * (1 + a) * (cost / 8 - 1)), abs=1e-6)
     assert strategy.best_sample() in within(kit, 8)
