@@ -50,14 +50,18 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=45.0, help="for the parts and the calibration members")
     parser.add_argument("--calibration", type=int, default=20)
     parser.add_argument("--precision", choices=["fp32", "int8"], default="fp32")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "latency_prediction.json")
+    parser.add_argument("--out", type=Path, help="of this precision in results unless given; other runs in it stay")
     arguments = parser.parse_args()
+    name = "latency_prediction" + ("" if arguments.precision == "fp32" else f"_{arguments.precision}")
+    arguments.out = arguments.out or Path(__file__).parent / "results" / f"{name}.json"
     torch.set_num_threads(1)
     target = OrtTarget(precision=arguments.precision)
-    runs = []
+    runs = json.loads(arguments.out.read_text())["runs"] if arguments.out.exists() else []
     for name in arguments.spaces:
         for seed in arguments.seeds:
-            runs.append(judge(name, seed, target, arguments))
+            run = judge(name, seed, target, arguments)
+            what = ("space", "seed", "device")
+            runs = [*(each for each in runs if any(each[key] != run[key] for key in what)), run]
             # After each run, so that a long series leaves what it has.
             record = {
                 "target": target.to_dict(),

@@ -82,14 +82,14 @@ def darts_step(file: str, title: str) -> list[str]:
     return [*lines, ""]
 
 
-def sampled_step() -> list[str]:
+def sampled_step(file: str, title: str) -> list[str]:
     """A table of the ways to take a step of a sampled super-net."""
-    path = RESULTS / "sampled_step.json"
+    path = RESULTS / file
     if not path.exists():
         return []
     report = json.loads(path.read_text())
     lines = [
-        "### A whole step of a sampled super-net",
+        f"### {title}",
         "",
         f"A member of a MobileNet-like space, batches of {report['batch']} images of {report['size']} pixels; median "
         f"of the ratios within a round, with quartiles. {place(report)}.",
@@ -136,7 +136,8 @@ def figures() -> str:
         *darts_step("darts_step_amd.json", "The same on an AMD processor"),
         *darts_step("darts_step_bfloat16.json", "The same in bfloat16"),
         *darts_step("darts_step_compiled.json", "One cell, beside torch.compile"),
-        *sampled_step(),
+        *sampled_step("sampled_step.json", "A whole step of a sampled super-net"),
+        *sampled_step("sampled_step_amd.json", "The same on an AMD processor"),
         *layouts(),
     ]
     operators = dict.fromkeys(case.operator for case in cases())
