@@ -262,11 +262,12 @@ class _Recorder:
     def offer(self, finished: set[str]) -> None:
         """Record what is finished if there is something new."""
         now = time.perf_counter()
-        keys = self._session.settled | finished
-        if self._record is None or now - self._last < _RECORD_EVERY_S or keys <= self._recorded:
+        # What is measured further, because the machine turned out to be unsteady, has been recorded all the same.
+        keys = self._recorded | self._session.settled | finished
+        if self._record is None or now - self._last < _RECORD_EVERY_S or keys == self._recorded:
             return
         self._record(self._session.result(keys | self._anchors))
-        self._recorded |= keys
+        self._recorded = keys
         self._last = time.perf_counter()
 
 

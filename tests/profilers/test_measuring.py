@@ -8,6 +8,8 @@ import itertools
 import math
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import onnx
@@ -159,6 +161,17 @@ def test_what_is_finished_is_recorded_as_the_session_goes_on(monkeypatch: pytest
     for result in seen:
         assert all(found.visits >= 2 for found in result.measurements.values())
         assert list(result.measurements) == sorted(result.measurements)
+
+
+def test_what_is_measured_further_stays_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model may be finished in one round and not in the next: its error grows when the machine turns out unsteady."""
+    monkeypatch.setattr(measure_module, "_RECORD_EVERY_S", 0.0)
+    seen: list[Any] = []
+    session: Any = SimpleNamespace(settled={"before"}, result=lambda keys: keys)
+    recorder = measure_module._Recorder(session, frozenset({"anchor"}), seen.append)
+    for finished in ({"a"}, {"b"}, set[str](), {"a", "b"}):
+        recorder.offer(finished)
+    assert seen == [{"before", "anchor", "a"}, {"before", "anchor", "a", "b"}]
 
 
 def test_nothing_is_recorded_too_often() -> None:
