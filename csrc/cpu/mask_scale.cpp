@@ -10,9 +10,6 @@ namespace {
 
 constexpr int kUnroll = 4;
 
-// Not inlined, the steps of the backward pass would keep their sums in memory.
-#define HWNAS_INLINE __attribute__((always_inline))
-
 // Rows of depthwise weights are shorter than a vector or two, so the rest of a row is worked on as a vector as well.
 // Where memory goes on behind the row it is read and written over its end: what is written there belongs to the next
 // row of the same piece and is written again.

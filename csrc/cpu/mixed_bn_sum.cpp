@@ -138,6 +138,46 @@ struct Clamp {
 
 // --- forward ------------------------------------------------------------------------------------------------------
 
+// The tables of one block: for each tensor a scale and a centre for each column, then one shift.
+template <class S>
+struct SumTables {
+  static constexpr std::int64_t width = kSumColumns + Element<S>::lanes;
+
+  explicit SumTables(std::int64_t count) : values((2 * count + 1) * width), shift(values.data + 2 * count * width) {}
+  S* scale(std::int64_t k) const { return values.data + 2 * k * width; }
+  S* centre(std::int64_t k) const { return scale(k) + width; }
+
+  Buffer<S> values;
+  S* const shift;
+};
+
+// Adds N tensors to a row of sums: `from`, to `totals` or, behind the last tensor, to `out`.
+template <class T, int N, bool is_last>
+void add_to_row(const T* const (&tensors)[N], const typename Element<T>::Scalar* scales, std::int64_t columns,
+                const typename Element<T>::Scalar* from, typename Element<T>::Scalar* totals, T* out,
+                const Clamp<typename Element<T>::Scalar> clamp) {
+  using E = Element<typename Element<T>::Scalar>;
+  constexpr std::int64_t width = SumTables<typename Element<T>::Scalar>::width;
+  constexpr std::int64_t ahead = kBytesAhead / std::int64_t{sizeof(T)};
+  const auto step = [&](const auto& access, std::int64_t column) HWNAS_INLINE {
+    auto total = E::load(from + column);
+    for (int n = 0; n < N; ++n) {
+      const auto* scale = scales + 2 * n * width + column;
+      fetch_to_read(tensors[n] + column, ahead);
+      total += E::load(scale) * (access.load(tensors[n] + column) - E::load(scale + width));
+    }
+    if constexpr (is_last) {
+      fetch_to_write(out + column, ahead);
+      access.store(out + column, clamp(total));
+    } else {
+      E::store(totals + column, total);
+    }
+  };
+  std::int64_t column = 0;
+  for (; column + E::lanes <= columns; column += E::lanes) step(Whole<T>{}, column);
+  if (column < columns) step(Part<T>{columns - column}, column);
+}
+
 template <class T>
 void forward(const MixedBnSum& args, int threads) {
   using S = typename Element<T>::Scalar;
@@ -159,8 +199,8 @@ void forward(const MixedBnSum& args, int threads) {
     }
     const S* const tables[] = {near};
     add_sums<S, T>(block, tables, first, second,
-                   [&](const auto& access, std::int64_t i, const auto& parameters, auto& a, auto& b) {
-                     fetch_to_read(y + i, block.ahead());
+                   [&](const auto& access, std::int64_t i, const auto& parameters, auto& a, auto& b) HWNAS_INLINE {
+                     fetch_to_read(y + i, block.ahead<T>());
                      const auto d = access.load(y + i) - parameters[0];
                      a += d;
                      b += d * d;
@@ -183,41 +223,62 @@ void forward(const MixedBnSum& args, int threads) {
     centres.data[i] = static_cast<S>(mean);
     shifts.data[c] += affine.shift;
   };
-  const bool clamped = args.in.clamped();
   const Clamp<S> clamp(args.in);
+  T* const out = static_cast<T*>(args.out);
+  // Rows that follow each other: one by one, each tensor along the whole row.
+  const auto in_order = [&](const Block& block, std::int64_t begin, std::int64_t columns, const SumTables<S>& tables) {
+    Columns<S> totals;
+    for (std::int64_t row = 0; row < block.rows; ++row) {
+      const std::int64_t i = block.offset + row * block.stride + begin;
+      const S* from = tables.shift;
+      for (std::int64_t k = 0; k < count; from = totals.values) {
+        const auto add = [&](auto together, auto is_last) {
+          const T* rows[together.value];
+          for (int n = 0; n < together.value; ++n) rows[n] = pass.tensor(k + n) + i;
+          add_to_row<T, together.value, is_last.value>(rows, tables.scale(k), columns, from, totals.values, out + i,
+                                                       clamp);
+          k += together.value;
+        };
+        switch (count - k) {
+          case 1: add(Int<1>{}, Int<true>{}); break;
+          case 2: add(Int<2>{}, Int<true>{}); break;
+          case 3: add(Int<3>{}, Int<true>{}); break;
+          case 4: add(Int<4>{}, Int<true>{}); break;
+          default: add(Int<4>{}, Int<false>{});
+        }
+      }
+    }
+  };
+  // Others: the sums of some rows stay in registers.
+  const auto apart = [&](const Block& block, std::int64_t begin, std::int64_t columns, const SumTables<S>& tables) {
+    for_each_vector<T>(block, 0, block.rows, begin, columns,
+                       [&](auto together, const auto& access, std::int64_t i, std::int64_t column) {
+                         typename Element<S>::Vector total[together.value];
+                         for (auto& part : total) part = Element<S>::load(tables.shift + column);
+                         for (std::int64_t k = 0; k < count; ++k) {
+                           const auto scale = Element<S>::load(tables.scale(k) + column);
+                           const auto centre = Element<S>::load(tables.centre(k) + column);
+                           const T* y = pass.tensor(k) + i;
+                           for (int u = 0; u < together.value; ++u) {
+                             total[u] += scale * (access.load(y + u * block.stride) - centre);
+                           }
+                         }
+                         for (int u = 0; u < together.value; ++u) {
+                           fetch_to_write(out + i + u * block.stride, block.ahead<T>());
+                           access.store(out + i + u * block.stride, clamp(total[u]));
+                         }
+                       });
+  };
   const auto use_all = [&](const Block& block) {
-    constexpr std::int64_t lanes = Element<S>::lanes;
-    constexpr std::int64_t width = kSumColumns + lanes;
-    const Buffer<S> table((2 * count + 1) * width);
-    S* shift = table.data + 2 * count * width;
+    const SumTables<S> tables(count);
     for (std::int64_t begin = 0; begin < block.length; begin += kSumColumns) {
       const std::int64_t columns = least(kSumColumns, block.length - begin);
       for (std::int64_t k = 0; k < count; ++k) {
-        expand(block, begin, columns, scales.data + k * channels, table.data + 2 * k * width);
-        expand(block, begin, columns, centres.data + k * channels, table.data + (2 * k + 1) * width);
+        expand(block, begin, columns, scales.data + k * channels, tables.scale(k));
+        expand(block, begin, columns, centres.data + k * channels, tables.centre(k));
       }
-      expand(block, begin, columns, shifts.data, shift);
-      for_each_vector<T>(block.rows, columns,
-                         [&](auto together, const auto& access, std::int64_t row, std::int64_t column) {
-                           const std::int64_t i = block.offset + row * block.stride + begin + column;
-                           typename Element<S>::Vector total[together.value];
-                           for (auto& part : total) part = Element<S>::load(shift + column);
-                           for (std::int64_t k = 0; k < count; ++k) {
-                             const S* parameters = table.data + 2 * k * width + column;
-                             const auto scale = Element<S>::load(parameters);
-                             const auto centre = Element<S>::load(parameters + width);
-                             const T* y = pass.tensor(k) + i;
-                             for (int u = 0; u < together.value; ++u) {
-                               total[u] += scale * (access.load(y + u * block.stride) - centre);
-                             }
-                           }
-                           for (int u = 0; u < together.value; ++u) {
-                             if (clamped) total[u] = clamp(total[u]);
-                             T* out = static_cast<T*>(args.out) + i + u * block.stride;
-                             fetch_to_write(out, block.ahead());
-                             access.store(out, total[u]);
-                           }
-                         });
+      expand(block, begin, columns, shifts.data, tables.shift);
+      block.in_order() ? in_order(block, begin, columns, tables) : apart(block, begin, columns, tables);
     }
   };
   if (pass.blocks.last) {
@@ -264,8 +325,8 @@ void backward(const MixedBnSumBackward& args, int threads) {
     if (clamped) {
       const S* const tables[] = {centres.data + table, scales.data + table, forward_shifts.data + table};
       add_sums<S, T>(block, tables, first, second,
-                     [&](const auto& access, std::int64_t i, const auto& parameters, auto& a, auto& b) {
-                       fetch_to_read(y + i, block.ahead());
+                     [&](const auto& access, std::int64_t i, const auto& parameters, auto& a, auto& b) HWNAS_INLINE {
+                       fetch_to_read(y + i, block.ahead<T>());
                        const auto d = access.load(y + i) - parameters[0];
                        const auto grad = clamp.gradient(parameters[2] + parameters[1] * d, access.load(g + i));
                        a += grad;
@@ -275,8 +336,8 @@ void backward(const MixedBnSumBackward& args, int threads) {
     }
     const S* const tables[] = {centres.data + table};
     add_sums<S, T>(block, tables, first, second,
-                   [&](const auto& access, std::int64_t i, const auto& parameters, auto& a, auto& b) {
-                     fetch_to_read(y + i, block.ahead());
+                   [&](const auto& access, std::int64_t i, const auto& parameters, auto& a, auto& b) HWNAS_INLINE {
+                     fetch_to_read(y + i, block.ahead<T>());
                      const auto grad = access.load(g + i);
                      a += grad;
                      b += grad * (access.load(y + i) - parameters[0]);
@@ -308,39 +369,46 @@ void backward(const MixedBnSumBackward& args, int threads) {
     if (gy == nullptr) return;
     const bool normalised = args.in.normalised[k] != 0;
     const T* y = normalised ? pass.tensor(k) : nullptr;
+    const std::int64_t stride = block.stride;
+    const std::int64_t ahead = block.ahead<T>();
+    const Clamp<S> bounds = clamp;
     Columns<S> scale, centre, slope, shift, forward_shift;
     for (std::int64_t begin = 0; begin < block.length; begin += kColumns) {
       const std::int64_t columns = least(kColumns, block.length - begin);
       expand(block, begin, columns, scales.data + k * channels, scale.values);
+      const auto each = [&](const auto& of_vector) HWNAS_INLINE {
+        for_each_vector<T>(block, 0, block.rows, begin, columns,
+                           [&](auto together, const auto& access, std::int64_t first, std::int64_t column) HWNAS_INLINE {
+                             for (int u = 0; u < together.value; ++u) {
+                               const std::int64_t i = first + u * stride;
+                               fetch_to_write(gy + i, ahead);
+                               access.store(gy + i, of_vector(access, i, column));
+                             }
+                           });
+      };
+      if (!normalised) {
+        each([&](const auto& access, std::int64_t i, std::int64_t column) HWNAS_INLINE {
+          return scale.load(column) * access.load(g + i);
+        });
+        continue;
+      }
       expand(block, begin, columns, centres.data + k * channels, centre.values);
       expand(block, begin, columns, slopes.data + k * channels, slope.values);
       expand(block, begin, columns, shifts.data + k * channels, shift.values);
-      if (clamped) expand(block, begin, columns, forward_shifts.data + k * channels, forward_shift.values);
-      for_each_vector<T>(block.rows, columns,
-                         [&](auto together, const auto& access, std::int64_t row, std::int64_t column) {
-                           const std::int64_t first = block.offset + row * block.stride + begin + column;
-                           const auto a = scale.load(column);
-                           if (!normalised) {
-                             for (int u = 0; u < together.value; ++u) {
-                               const std::int64_t i = first + u * block.stride;
-                               fetch_to_write(gy + i, block.ahead());
-                               access.store(gy + i, a * access.load(g + i));
-                             }
-                             return;
-                           }
-                           const auto b = slope.load(column);
-                           const auto m = centre.load(column);
-                           const auto c = shift.load(column);
-                           const auto d = clamped ? forward_shift.load(column) : c;
-                           for (int u = 0; u < together.value; ++u) {
-                             const std::int64_t i = first + u * block.stride;
-                             fetch_to_write(gy + i, block.ahead());
-                             const auto centred = access.load(y + i) - m;
-                             auto grad = access.load(g + i);
-                             if (clamped) grad = clamp.gradient(d + a * centred, grad);
-                             access.store(gy + i, a * grad + (b * centred + c));
-                           }
-                         });
+      if (!clamped) {
+        each([&](const auto& access, std::int64_t i, std::int64_t column) HWNAS_INLINE {
+          const auto centred = access.load(y + i) - centre.load(column);
+          return scale.load(column) * access.load(g + i) + (slope.load(column) * centred + shift.load(column));
+        });
+        continue;
+      }
+      expand(block, begin, columns, forward_shifts.data + k * channels, forward_shift.values);
+      each([&](const auto& access, std::int64_t i, std::int64_t column) HWNAS_INLINE {
+        const auto centred = access.load(y + i) - centre.load(column);
+        const auto a = scale.load(column);
+        const auto grad = bounds.gradient(forward_shift.load(column) + a * centred, access.load(g + i));
+        return a * grad + (slope.load(column) * centred + shift.load(column));
+      });
     }
   };
   pass.run(threads, wanted, sums, finish, use, [](const Block&) {});

@@ -6,6 +6,9 @@
 #include <cstdint>
 #include <cstring>
 
+// Of a function, or of a lambda behind its parameters.
+#define HWNAS_INLINE __attribute__((always_inline))
+
 namespace {
 
 #if defined(__AVX512F__)
