@@ -10,7 +10,8 @@
 namespace hwnas::cpu::HWNAS_ISA {
 namespace {
 
-constexpr std::int64_t kSumColumns = 256;  // worked on at a time where every tensor has parameters
+constexpr std::int64_t kSumColumns = 256;  // worked on at a time where every tensor has parameters; whole vectors
+constexpr std::int64_t kCached = 4 << 20;  // bytes of tensors that are read twice before the next ones
 constexpr int kSamples = 16;               // elements of a channel whose mean is near enough to shift it by
 
 // --- what is computed of a channel of one tensor ------------------------------------------------------------------
@@ -66,14 +67,20 @@ struct Pass {
     return in.count * in.outer * in.channels * in.inner < kSerialBelow ? 1 : wanted;
   }
 
+  // Whole tensors that a cache keeps.
+  std::int64_t cached() const {
+    const std::int64_t bytes = in.outer * in.channels * in.inner * std::int64_t{sizeof(T)};
+    return bytes * in.count <= kCached ? in.count : bytes < kCached ? kCached / bytes : 1;
+  }
+
   // Calls sums(block, k, first, second) for every block and every tensor that `wanted` is true of, with zeros to add
-  // the sums of each channel to; finish(k, channel, first, second); then as soon as it can use(block, k) for every
-  // tensor and use_all(block) for all of them.
-  template <class Wanted, class Sums, class Finish, class Use, class UseAll>
-  void run(int number, const Wanted& wanted, const Sums& sums, const Finish& finish, const Use& use,
-           const UseAll& use_all) const {
+  // the sums of each channel to; finish(k, channel, first, second); then use(block, begin, end) for tensors that are
+  // finished: for all at the end, or `early`, while a cache still has them.
+  template <class Wanted, class Sums, class Finish, class Use>
+  void run(int number, bool early, const Wanted& wanted, const Sums& sums, const Finish& finish, const Use& use) const {
     if (!blocks.last) {
       const Buffer<double> totals(2 * table_size());
+      const std::int64_t together = early ? 1 : in.count;
       for_each(blocks.count, threads(number), [&](std::int64_t i) {
         const Block block = blocks[i];
         for (std::int64_t k = 0; k < in.count; ++k) {
@@ -81,37 +88,38 @@ struct Pass {
           double* second = first + in.channels;
           if (wanted(k)) sums(block, k, first, second);
           for (std::int64_t c = block.first; c < block.first + block.channels; ++c) finish(k, c, first[c], second[c]);
-          use(block, k);
+          if ((k + 1) % together == 0) use(block, k + 1 - together, k + 1);
         }
-        use_all(block);
       });
       return;
     }
-    // All tensors of a block before the next block: the gradient is read once from memory.
+    // All of these tensors of a block before the next block: the gradient is read once from memory.
     const std::int64_t size = 2 * in.channels;
-    const Buffer<double> parts(size * in.count * blocks.count);
-    for_each(blocks.count, threads(number), [&](std::int64_t i) {
-      for (std::int64_t k = 0; k < in.count; ++k) {
-        double* first = parts.data + (i * in.count + k) * size;
-        if (wanted(k)) sums(blocks[i], k, first, first + in.channels);
-      }
-    });
-    for (std::int64_t k = 0; k < in.count; ++k) {
-      for (std::int64_t c = 0; c < in.channels; ++c) {
-        double first = 0;
-        double second = 0;
-        for (std::int64_t i = 0; i < blocks.count; ++i) {
-          const double* part = parts.data + (i * in.count + k) * size;
-          first += part[c];
-          second += part[in.channels + c];
+    const std::int64_t together = early ? cached() : in.count;
+    for (std::int64_t begin = 0; begin < in.count; begin += together) {
+      const std::int64_t end = least(begin + together, in.count);
+      const Buffer<double> parts(size * (end - begin) * blocks.count);
+      const auto part = [&](std::int64_t i, std::int64_t k) {
+        return parts.data + (i * (end - begin) + k - begin) * size;
+      };
+      for_each(blocks.count, threads(number), [&](std::int64_t i) {
+        for (std::int64_t k = begin; k < end; ++k) {
+          if (wanted(k)) sums(blocks[i], k, part(i, k), part(i, k) + in.channels);
         }
-        finish(k, c, first, second);
+      });
+      for (std::int64_t k = begin; k < end; ++k) {
+        for (std::int64_t c = 0; c < in.channels; ++c) {
+          double first = 0;
+          double second = 0;
+          for (std::int64_t i = 0; i < blocks.count; ++i) {
+            first += part(i, k)[c];
+            second += part(i, k)[in.channels + c];
+          }
+          finish(k, c, first, second);
+        }
       }
+      for_each(blocks.count, threads(number), [&](std::int64_t i) { use(blocks[i], begin, end); });
     }
-    for_each(blocks.count, threads(number), [&](std::int64_t i) {
-      for (std::int64_t k = 0; k < in.count; ++k) use(blocks[i], k);
-      use_all(blocks[i]);
-    });
   }
 
   const MixedBnTensors& in;
@@ -141,11 +149,10 @@ struct Clamp {
 // The tables of one block: for each tensor a scale and a centre for each column, then one shift.
 template <class S>
 struct SumTables {
-  static constexpr std::int64_t width = kSumColumns + Element<S>::lanes;
-
-  explicit SumTables(std::int64_t count) : values((2 * count + 1) * width), shift(values.data + 2 * count * width) {}
-  S* scale(std::int64_t k) const { return values.data + 2 * k * width; }
-  S* centre(std::int64_t k) const { return scale(k) + width; }
+  explicit SumTables(std::int64_t count)
+      : values((2 * count + 1) * kSumColumns), shift(values.data + 2 * count * kSumColumns) {}
+  S* scale(std::int64_t k) const { return values.data + 2 * k * kSumColumns; }
+  S* centre(std::int64_t k) const { return scale(k) + kSumColumns; }
 
   Buffer<S> values;
   S* const shift;
@@ -157,14 +164,13 @@ void add_to_row(const T* const (&tensors)[N], const typename Element<T>::Scalar*
                 const typename Element<T>::Scalar* from, typename Element<T>::Scalar* totals, T* out,
                 const Clamp<typename Element<T>::Scalar> clamp) {
   using E = Element<typename Element<T>::Scalar>;
-  constexpr std::int64_t width = SumTables<typename Element<T>::Scalar>::width;
   constexpr std::int64_t ahead = kBytesAhead / std::int64_t{sizeof(T)};
   const auto step = [&](const auto& access, std::int64_t column) HWNAS_INLINE {
     auto total = E::load(from + column);
     for (int n = 0; n < N; ++n) {
-      const auto* scale = scales + 2 * n * width + column;
+      const auto* scale = scales + 2 * n * kSumColumns + column;
       fetch_to_read(tensors[n] + column, ahead);
-      total += E::load(scale) * (access.load(tensors[n] + column) - E::load(scale + width));
+      total += E::load(scale) * (access.load(tensors[n] + column) - E::load(scale + kSumColumns));
     }
     if constexpr (is_last) {
       fetch_to_write(out + column, ahead);
@@ -269,7 +275,7 @@ void forward(const MixedBnSum& args, int threads) {
                          }
                        });
   };
-  const auto use_all = [&](const Block& block) {
+  const auto use = [&](const Block& block, std::int64_t, std::int64_t) {
     const SumTables<S> tables(count);
     for (std::int64_t begin = 0; begin < block.length; begin += kSumColumns) {
       const std::int64_t columns = least(kSumColumns, block.length - begin);
@@ -288,7 +294,7 @@ void forward(const MixedBnSum& args, int threads) {
       }
     }
   }
-  pass.run(threads, normalised, sums, finish, [](const Block&, std::int64_t) {}, use_all);
+  pass.run(threads, false, normalised, sums, finish, use);
 }
 
 // --- backward -----------------------------------------------------------------------------------------------------
@@ -364,7 +370,7 @@ void backward(const MixedBnSumBackward& args, int threads) {
     put<S>(args.grad_gamma, i, weight * inverse * product);
     put<S>(args.grad_beta, i, weight * sum_grad);
   };
-  const auto use = [&](const Block& block, std::int64_t k) {
+  const auto use_one = [&](const Block& block, std::int64_t k) {
     T* gy = static_cast<T*>(args.grad_tensors[k]);
     if (gy == nullptr) return;
     const bool normalised = args.in.normalised[k] != 0;
@@ -411,7 +417,10 @@ void backward(const MixedBnSumBackward& args, int threads) {
       });
     }
   };
-  pass.run(threads, wanted, sums, finish, use, [](const Block&) {});
+  const auto use = [&](const Block& block, std::int64_t first, std::int64_t end) {
+    for (std::int64_t k = first; k < end; ++k) use_one(block, k);
+  };
+  pass.run(threads, true, wanted, sums, finish, use);
   if (args.grad_weights == nullptr) return;
   for (std::int64_t k = 0; k < count; ++k) {
     double total = 0;

@@ -34,7 +34,7 @@ class Case:
         affine: bool = True,
     ) -> None:
         accumulator = native.accumulator(dtype)
-        self.kinds, self.eps = list(kinds), [1e-5, 1e-3, 1e-2, 1e-5][: len(kinds)]
+        self.kinds, self.eps = list(kinds), [(1e-5, 1e-3, 1e-2)[k % 3] for k in range(len(kinds))]
         count = len(kinds)
         self.w = torch.softmax(torch.randn(count, dtype=accumulator), 0).requires_grad_()
         self.ys = [
@@ -126,6 +126,21 @@ def test_kinds(kinds: list[bool], memory_format: torch.memory_format) -> None:
     torch.manual_seed(1)
     for affine in (False, True):
         Case((3, 20, 6, 5), kinds=kinds, memory_format=memory_format, affine=affine).check()
+
+
+@pytest.mark.parametrize("memory_format", [PLAIN, LAST])
+@pytest.mark.parametrize("count", range(2, 10))  # channels last, four tensors are added at a time
+def test_any_number_of_tensors(isa: str, count: int, memory_format: torch.memory_format) -> None:
+    torch.manual_seed(11)
+    Case((3, 5, 9, 7), kinds=[k % 4 != 1 for k in range(count)], memory_format=memory_format).check()
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_tensors_of_which_a_cache_keeps_two_or_none(count: int) -> None:
+    """Channels last, the backward pass ends with some tensors before it begins with the next ones."""
+    torch.manual_seed(12)
+    for shape in ((8, 20, 49, 49), (8, 56, 49, 49)):
+        Case(shape, kinds=[True, True, False, True, True][:count], memory_format=LAST).check()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
@@ -254,7 +269,7 @@ def test_create_graph_gives_the_same_gradients(memory_format: torch.memory_forma
 
 
 @pytest.mark.parametrize("memory_format", [PLAIN, LAST])
-@pytest.mark.parametrize("shape", [(9, 8, 40, 33), (70, 40, 4, 4)])
+@pytest.mark.parametrize("shape", [(9, 8, 40, 33), (70, 40, 4, 4), (8, 20, 49, 49)])
 def test_results_do_not_depend_on_threads_nor_on_the_run(
     shape: tuple[int, ...], memory_format: torch.memory_format
 ) -> None:
