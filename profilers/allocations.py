@@ -94,7 +94,7 @@ class _Ledger:
         # Sizes that vary one by one: the product of all may have too many symbols for one table.
         size = self._symbols.evaluate(tensor.element_size())
         for extent in tensor.shape:
-            size = self._logic.product([size, self._symbols.evaluate(extent)])
+            size = self._logic.product(size, self._symbols.evaluate(extent))
         made = Allocation(name, self._logic.masked(size, [where]), where, step)
         self.allocations.append(made)
         self._known[storage_of(tensor)] = [(made, ALWAYS)]

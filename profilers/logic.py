@@ -42,11 +42,11 @@ class Logic:
 
     def masked(self, quantity: Table, conditions: Iterable[Table]) -> Table:
         """Return a quantity where all conditions hold, and zero elsewhere."""
-        return self.product([self.all(conditions), quantity])
+        return self.product(self.all(conditions), quantity)
 
-    def product(self, quantities: Iterable[Table]) -> Table:
-        """Return the product of several quantities."""
-        return self._once("product", lambda tables: combined(np.multiply, tables), list(quantities))
+    def product(self, one: Table, other: Table) -> Table:
+        """Return the product of two quantities."""
+        return self._once("product", lambda tables: combined(np.multiply, tables), [one, other])
 
     def _once(self, name: str, make: Callable[[list[Table]], Table], tables: list[Table]) -> Table:
         distinct = tables if name == "product" else list({id(table): table for table in tables}.values())
