@@ -25,6 +25,10 @@ def network() -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(3, 8, 3, padding=(1, 1)), nn.BatchNorm2d(8), nn.Dropout(0.5))
 
 
+class Other(nn.Dropout):
+    """Has all that `nn.Dropout` has."""
+
+
 def nothing(*_: Any) -> None:
     """Hook that changes nothing."""
 
@@ -37,12 +41,12 @@ CHANGES: dict[str, Callable[[nn.Sequential], Any]] = {
     "a new attribute": lambda net: setattr(net[0], "extra", None),
     "a dictionary": lambda net: setattr(net[0], "extra", {"a": 1}),
     "a forward of its own": lambda net: setattr(net[0], "forward", lambda x: x),
-    "a shape": lambda net: net.__setitem__(0, nn.Conv2d(3, 4, 3, padding=(1, 1))),
+    "a shape": lambda net: net[0].register_parameter("bias", nn.Parameter(torch.zeros(1))),
     "the type of a parameter": lambda net: net[0].double(),
     "whether a parameter learns": lambda net: net[0].requires_grad_(False),
     "a parameter that is missing": lambda net: net[0].register_parameter("bias", None),
     "a buffer that is missing": lambda net: net[1].register_buffer("running_mean", None),
-    "a class": lambda net: net.__setitem__(1, nn.SyncBatchNorm(8)),
+    "a class": lambda net: net.__setitem__(2, Other(0.5)),
     "a module more": lambda net: net.append(nn.ReLU()),
     "the name of a module": lambda net: net.register_module("3", net._modules.pop("2")),
     "a hook before": lambda net: net[0].register_forward_pre_hook(nothing),
@@ -85,6 +89,7 @@ def test_objects_are_equal_to_themselves_only() -> None:
     assert holding({"a": 1}) == holding({"a": 1})
     assert holding({"a": 1}) != holding({"b": 1})
     assert holding({"a": 1}) != holding((("a", 1),))
+    assert holding({}) != holding(())
     assert holding(torch.Size([1])) != holding((1,))
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 
@@ -46,6 +49,16 @@ def test_each_combination_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
     logic = Logic()
     assert logic.all([A, B]) is logic.all([B, A]) is logic.all([A, B, A, ALWAYS])
     assert calls == [2]
+
+
+def test_what_was_combined_is_kept_so_that_nothing_else_gets_its_identity() -> None:
+    logic = Logic()
+    condition = Table(("c",), np.array([True, False]))
+    kept = weakref.ref(condition)
+    logic.all([A, condition])
+    del condition
+    gc.collect()
+    assert kept() is not None
 
 
 def test_operations_on_the_same_tables_are_told_apart() -> None:

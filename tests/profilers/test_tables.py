@@ -25,7 +25,7 @@ from hwnas.profilers.tables import (
     realised,
 )
 
-DOMAIN = {"a": [3, 5], "b": [1, 2, 4], "c": [0, 7], "d": [0, 1, 2]}
+DOMAIN = {"a": [3, 5], "b": [1, 2, 4], "c": [0, 7], "d": [0, 1, 2], "e": [4, 6]}
 
 
 def members(labels: Sequence[str] = tuple(DOMAIN)) -> Iterator[dict[str, Any]]:
@@ -82,6 +82,10 @@ def test_narrowed_shares_what_distinguishes_the_same_cases() -> None:
     assert scaled.narrowed().labels == one.narrowed().labels
     names = {str(each.narrowed().labels[0]) for each in (one, other, turned)}
     assert len(names) == 3  # of one name they would have to be computed in one way
+    of_four = [
+        Table(("a", *middle, "d"), np.arange(16).reshape(2, 2, 2, 2)).narrowed() for middle in (("b", "c"), ("bb", "c"))
+    ]
+    assert of_four[0].labels != of_four[1].labels  # though both are named a, ..., d
 
 
 def test_narrowed_leaves_few_labels_and_tells_constants() -> None:
@@ -169,7 +173,7 @@ def intermediates(seed: int) -> list[str]:
     one, other = (random_table(generator, labels, 3).narrowed().labels[0] for labels in ("ab", "bc"))
     assert isinstance(one, Intermediate)
     above = Intermediate("above", (one, "d"), np.arange(one.size * 3).reshape(one.size, 3) % 4)
-    return [above, "c", other, one]
+    return [above, "c", "e", other, one]
 
 
 @pytest.mark.parametrize("seed", range(4))
