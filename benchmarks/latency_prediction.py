@@ -67,7 +67,6 @@ def main() -> None:
                 "target": target.to_dict(),
                 "python": platform.python_version(),
                 "torch": torch.__version__,
-                "settings": {"members": arguments.members, "seconds": arguments.seconds},
                 "runs": runs,
             }
             arguments.out.parent.mkdir(parents=True, exist_ok=True)
@@ -115,6 +114,7 @@ def judge(name: str, seed: int, target: OrtTarget, arguments: argparse.Namespace
     return {
         "space": name,
         "seed": seed,
+        "settings": {key: getattr(arguments, key) for key in ("members", "seconds", "calibration")},
         "device": profiler.device.to_dict(),
         "load": [load, os.getloadavg()[0]],
         "granularity": profiler.granularity,

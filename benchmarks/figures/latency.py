@@ -14,6 +14,7 @@ SPACES = {
     "mobile": "ProxylessNAS blocks, 96x96, batch 1",
     "cell": "NAS-Bench-201, 32x32, batch 1",
     "digits": "digits, 8x8, batches of 64",
+    "darts": "DARTS, 8 cells of 16 channels, 32x32, batch 1, 20 members",
 }
 ROWS = {
     "hwnas": "hwnas",
