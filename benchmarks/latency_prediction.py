@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from hwnas.atomic import write_text
 from hwnas.hub import DARTSSpace, DigitsSpace, ProxylessNASSpace
 from hwnas.hub.nas_bench_201 import NASBench201Space
 from hwnas.nn import ModelSpace
@@ -52,11 +53,11 @@ def main() -> None:
     parser.add_argument("--precision", choices=["fp32", "int8"], default="fp32")
     parser.add_argument("--out", type=Path, help="of this precision in results unless given; other runs in it stay")
     arguments = parser.parse_args()
-    name = "latency_prediction" + ("" if arguments.precision == "fp32" else f"_{arguments.precision}")
-    arguments.out = arguments.out or Path(__file__).parent / "results" / f"{name}.json"
+    suffix = "" if arguments.precision == "fp32" else f"_{arguments.precision}"
+    out = arguments.out or Path(__file__).parent / "results" / f"latency_prediction{suffix}.json"
     torch.set_num_threads(1)
     target = OrtTarget(precision=arguments.precision)
-    runs = json.loads(arguments.out.read_text())["runs"] if arguments.out.exists() else []
+    runs = json.loads(out.read_text())["runs"] if out.exists() else []
     for name in arguments.spaces:
         for seed in arguments.seeds:
             run = judge(name, seed, target, arguments)
@@ -69,8 +70,8 @@ def main() -> None:
                 "torch": torch.__version__,
                 "runs": runs,
             }
-            arguments.out.parent.mkdir(parents=True, exist_ok=True)
-            arguments.out.write_text(json.dumps(record, indent=2) + "\n")
+            out.parent.mkdir(parents=True, exist_ok=True)
+            write_text(out, json.dumps(record, indent=2) + "\n")
 
 
 def judge(name: str, seed: int, target: OrtTarget, arguments: argparse.Namespace) -> dict[str, Any]:

@@ -80,7 +80,6 @@ struct Pass {
   void run(int number, bool early, const Wanted& wanted, const Sums& sums, const Finish& finish, const Use& use) const {
     if (!blocks.last) {
       const Buffer<double> totals(2 * table_size());
-      const std::int64_t together = early ? 1 : in.count;
       for_each(blocks.count, threads(number), [&](std::int64_t i) {
         const Block block = blocks[i];
         for (std::int64_t k = 0; k < in.count; ++k) {
@@ -88,8 +87,9 @@ struct Pass {
           double* second = first + in.channels;
           if (wanted(k)) sums(block, k, first, second);
           for (std::int64_t c = block.first; c < block.first + block.channels; ++c) finish(k, c, first[c], second[c]);
-          if ((k + 1) % together == 0) use(block, k + 1 - together, k + 1);
+          if (early) use(block, k, k + 1);
         }
+        if (!early) use(block, 0, in.count);
       });
       return;
     }
@@ -164,16 +164,15 @@ void add_to_row(const T* const (&tensors)[N], const typename Element<T>::Scalar*
                 const typename Element<T>::Scalar* from, typename Element<T>::Scalar* totals, T* out,
                 const Clamp<typename Element<T>::Scalar> clamp) {
   using E = Element<typename Element<T>::Scalar>;
-  constexpr std::int64_t ahead = kBytesAhead / std::int64_t{sizeof(T)};
   const auto step = [&](const auto& access, std::int64_t column) HWNAS_INLINE {
     auto total = E::load(from + column);
     for (int n = 0; n < N; ++n) {
       const auto* scale = scales + 2 * n * kSumColumns + column;
-      fetch_to_read(tensors[n] + column, ahead);
+      fetch_to_read(tensors[n] + column, kRowsAhead<T>);
       total += E::load(scale) * (access.load(tensors[n] + column) - E::load(scale + kSumColumns));
     }
     if constexpr (is_last) {
-      fetch_to_write(out + column, ahead);
+      fetch_to_write(out + column, kRowsAhead<T>);
       access.store(out + column, clamp(total));
     } else {
       E::store(totals + column, total);
@@ -375,6 +374,7 @@ void backward(const MixedBnSumBackward& args, int threads) {
     if (gy == nullptr) return;
     const bool normalised = args.in.normalised[k] != 0;
     const T* y = normalised ? pass.tensor(k) : nullptr;
+    // Copies: what lies elsewhere would be read again behind every store.
     const std::int64_t stride = block.stride;
     const std::int64_t ahead = block.ahead<T>();
     const Clamp<S> bounds = clamp;

@@ -65,7 +65,7 @@ def test_what_differs_from_the_run_before_is_named(tmp_path: Path, changed: dict
 
 def test_values_that_json_writes_differently_are_no_difference(tmp_path: Path) -> None:
     RunFolder(tmp_path, {"shape": (1, 2)})
-    RunFolder(tmp_path, {"shape": (1, 2)}, resume=True)
+    assert RunFolder(tmp_path, {"shape": (1, 2)}, resume=True).load("config.json") == {"shape": [1, 2]}
 
 
 @pytest.mark.parametrize("content", [b'{"seed": 0', b"", b"\xff\xfe\x00", b"[1, 2]"], ids=str)
