@@ -302,7 +302,7 @@ def test_a_tensor_that_changed_after_the_forward_pass_is_noticed() -> None:
 def test_the_weights_step_keeps_no_tensor_that_it_does_not_read() -> None:
     case = Case((4, 5, 6, 7), affine=False)
     ys = [y * 1 for y in case.ys]
-    out = mixed_bn_sum(case.w.detach(), ys, KINDS).out
+    out = mixed_bn_sum(case.w.detach(), ys, KINDS, eps=case.eps).out
     with torch.no_grad():
         ys[1].add_(1)  # is not normalised, so its gradient does not need it
     _, expected, _ = case.truth()
